@@ -1,0 +1,1 @@
+"""FenceKV: the SDK, the command line, and the formats that operator and shards share."""

@@ -1,0 +1,1 @@
+"""The command line: `fencekv` for data, `kubectl-fencekv` for the cluster's view."""

@@ -1,0 +1,129 @@
+"""What `kubectl fencekv status` shows, from what the API server holds. Pure.
+
+Invariants:
+  * Ownership comes from the partition Lease, which decides it; the custom resources' status fills in the rest.
+  * A Lease that is missing or malformed is shown as such, never guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fencekv import leases
+
+Object = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """The objects of one Kubernetes namespace, as they were read."""
+
+    namespaces: Sequence[Object] = field(default_factory=tuple)
+    tables: Sequence[Object] = field(default_factory=tuple)
+    partitions: Sequence[Object] = field(default_factory=tuple)
+    leases: Sequence[Object] = field(default_factory=tuple)
+
+
+def status(cluster: Cluster, *, table: str = "") -> dict[str, Any]:
+    """The document that `-o json` prints and the tables are made of; `table` empty: all tables."""
+    by_name = {str(lease["metadata"]["name"]): lease for lease in cluster.leases}
+    tables = [item for item in cluster.tables if not table or item["metadata"]["name"] == table]
+    names = {item["metadata"]["name"] for item in tables}
+    partitions = [item for item in cluster.partitions if item["spec"].get("table") in names]
+    partitions.sort(key=lambda item: (item["spec"]["table"], int(item["spec"].get("index") or 0)))
+    used = {item["spec"].get("namespace") for item in tables}
+    namespaces = [item for item in cluster.namespaces if not table or item["metadata"]["name"] in used]
+    return {
+        "namespaces": [_namespace(item, cluster.leases) for item in namespaces],
+        "tables": [_table(item) for item in tables],
+        "partitions": [_partition(item, by_name) for item in partitions],
+    }
+
+
+def _namespace(item: Object, all_leases: Iterable[Object]) -> dict[str, Any]:
+    name = item["metadata"]["name"]
+    shards = [_shard(lease) for lease in all_leases if _is_session_of(lease, name)]
+    return {"name": name, **_conditions(item), "shards": sorted(shards, key=lambda shard: str(shard["pod"]))}
+
+
+def _is_session_of(lease: Object, kvns: str) -> bool:
+    labels = lease["metadata"].get("labels") or {}
+    kind = labels.get(leases.LABEL_KIND)
+    return kind == leases.KIND_SESSION and labels.get(leases.LABEL_NAMESPACE) == kvns
+
+
+def _shard(lease: Object) -> dict[str, Any]:
+    name = str(lease["metadata"]["name"])
+    try:
+        parsed = leases.SessionLease.parse(lease)
+    except leases.MalformedLease as error:
+        return {
+            "pod": name.removeprefix("session-"),
+            "state": f"Malformed: {error}",
+            "http": None,
+            "renewal": None,
+        }
+    state = "Live"
+    if parsed.released == str(parsed.session):
+        state = "Released"
+    if parsed.fenced == str(parsed.session):
+        state = "Fenced"
+    return {"pod": parsed.session.pod, "state": state, "http": parsed.http or None, "renewal": parsed.renewal}
+
+
+def _table(item: Object) -> dict[str, Any]:
+    spec, seen = item.get("spec") or {}, item.get("status") or {}
+    return {
+        "name": item["metadata"]["name"],
+        "namespace": spec.get("namespace"),
+        "partitions": seen.get("partitions"),
+        "serving": seen.get("readyPartitions"),
+        "durability": spec.get("durability"),
+        "replicas": spec.get("replicas"),
+        **_conditions(item),
+    }
+
+
+def _partition(item: Object, by_name: Mapping[str, Object]) -> dict[str, Any]:
+    name, seen = str(item["metadata"]["name"]), item.get("status") or {}
+    row = {
+        "partition": name,
+        "table": item["spec"]["table"],
+        "index": item["spec"].get("index"),
+        "epoch": None,
+        "owner": None,
+        "inSync": [],
+        "token": seen.get("token"),
+        "lag": seen.get("lag"),
+        "phase": seen.get("phase"),
+        "record": "Present",
+        **_conditions(item),
+    }
+    lease = by_name.get(leases.partition_lease_name(name))
+    if lease is None:
+        return {**row, "record": "Missing"}
+    try:
+        record = leases.PartitionLease.parse(lease)
+    except (leases.MalformedLease, ValueError) as error:
+        return {**row, "record": f"Malformed: {error}"}
+    owner = record.session.pod if record.session and not record.is_released else None
+    pods = sorted({member.split("/")[0] for member in record.in_sync})
+    state = "Released" if record.is_released else "Present"
+    return {**row, "epoch": record.epoch, "owner": owner, "inSync": pods, "record": state}
+
+
+def _conditions(item: Object) -> dict[str, Any]:
+    """Whether the object is ready, and the conditions that say what is wrong."""
+    conditions = (item.get("status") or {}).get("conditions") or []
+    by_type = {str(condition.get("type")): condition for condition in conditions}
+    ready = by_type.get("Ready", {})
+    wrong = [
+        {"type": name, "reason": condition.get("reason"), "message": condition.get("message")}
+        for name, condition in by_type.items()
+        if name not in {"Ready", "Reconciling"} and condition.get("status") == "True"
+    ]
+    if ready.get("status") != "True" and ready.get("message"):
+        wrong.insert(0, {"type": "NotReady", "reason": ready.get("reason"), "message": ready.get("message")})
+    return {"ready": ready.get("status") == "True", "conditions": wrong}

@@ -1,0 +1,115 @@
+"""What a client knows of a namespace: who owns what, how far it has seen each partition, whom to avoid. Pure.
+
+Invariants:
+  * The token and the epoch kept for a partition never fall, but for a token that the shards declared lost.
+  * A hint of an older epoch than the one already seen is not followed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from fencekv.errors import Unavailable
+from fencekv.partitioning import Partitioning, parse_partitioning
+from fencekv.token import Token
+
+AVOIDED_SECONDS: Final = 0.5  # an address that could not be reached is not the first choice
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """A partition and its owner's address; empty: unknown."""
+
+    partition: str
+    epoch: int
+    http: str
+
+
+@dataclass(slots=True)
+class TableRoutes:
+    """The partitions of a table, by index. `stale`: to be asked for anew before the next use."""
+
+    partitioning: Partitioning
+    owners: dict[int, Owner]
+    stale: bool = False
+
+
+@dataclass(slots=True)
+class Seen:
+    """The furthest that this client has seen of a partition."""
+
+    token: Token | None = None
+    epoch: int = 0
+
+
+@dataclass(slots=True)
+class Routes:
+    """Everything that a client remembers of its tables."""
+
+    tables: dict[str, TableRoutes] = field(default_factory=dict)
+    seen: dict[tuple[str, int], Seen] = field(default_factory=dict)
+    avoided: dict[str, float] = field(default_factory=dict)  # address: until when
+
+    def load(self, table: str, document: Mapping[str, Any]) -> TableRoutes:
+        """Takes in an answer of `/v1/route`.
+
+        Raises:
+            Unavailable: it is no such answer.
+        """
+        try:
+            owners = {
+                int(entry["index"]): Owner(str(entry["partition"]), int(entry["epoch"]), str(entry["http"] or ""))
+                for entry in document["partitions"]
+            }
+            routes = TableRoutes(parse_partitioning(document["partitioning"]), owners)
+        except (KeyError, TypeError, ValueError) as error:
+            raise Unavailable(f"{table}: an answer without routes") from error
+        for index, owner in owners.items():
+            # A shard that is behind must not take us back to an owner that we saw deposed.
+            if owner.epoch < self.of(table, index).epoch:
+                routes.owners[index] = replace(owner, http="")
+        self.tables[table] = routes
+        return routes
+
+    def of(self, table: str, index: int) -> Seen:
+        """What was seen of a partition."""
+        return self.seen.setdefault((table, index), Seen())
+
+    def saw(self, table: str, index: int, *, token: Token | None, epoch: int | None) -> None:
+        """Takes in an answer's token and epoch."""
+        seen = self.of(table, index)
+        if token is not None and (seen.token is None or token > seen.token):
+            seen.token = token
+        seen.epoch = max(seen.epoch, epoch or 0)
+        routes = self.tables.get(table)
+        if routes and index in routes.owners and routes.owners[index].epoch < seen.epoch:
+            routes.stale = True
+
+    def lost(self, table: str, index: int) -> None:
+        """Forgets a token that was declared lost."""
+        self.of(table, index).token = None
+
+    def follow(self, table: str, index: int, *, http: str, epoch: int) -> bool:
+        """Takes in whom a shard named as owner; False: it is behind what was seen."""
+        if epoch < self.of(table, index).epoch:
+            return False
+        routes = self.tables.get(table)
+        if routes and index in routes.owners:
+            routes.owners[index] = replace(routes.owners[index], http=http, epoch=epoch)
+        return True
+
+    def doubt(self, table: str) -> None:
+        """Has the table's routes asked for anew."""
+        if table in self.tables:
+            self.tables[table].stale = True
+
+    def avoid(self, address: str, *, now: float) -> None:
+        """Notes that an address could not be reached."""
+        self.avoided = {other: until for other, until in self.avoided.items() if until > now}
+        self.avoided[address] = now + AVOIDED_SECONDS
+
+    def usable(self, address: str, *, now: float) -> bool:
+        """Whether an address is a first choice."""
+        return bool(address) and self.avoided.get(address, now) <= now

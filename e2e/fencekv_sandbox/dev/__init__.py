@@ -1,0 +1,1 @@
+"""`fencekv dev`: a whole FenceKV on this machine, with a failover shown."""

@@ -1,0 +1,1 @@
+"""The operator: makes partitions, places replicas, hands out epochs."""

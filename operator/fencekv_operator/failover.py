@@ -1,0 +1,463 @@
+"""The failover loop: sees that a session is over, and gives its partitions to others.
+
+Four tasks beside the informers. `observe` reads the session Leases by quorum, once a second and at each hint, and
+never waits for anything else. `act` proves, fences and grants. `poll` asks the shards for what people are
+shown, and for reports that contradict a record. It is all outside kopf: kopf's watches can die silently.
+
+Invariants:
+  * The order is: proof, fence, then grant; and for a grant: reports, then the partition Lease, then the CAS.
+  * Only a leader writes, and every write is a CAS (see `grants`): two leaders only waste work.
+  * What is kept in memory makes things faster or more careful. Whoever starts with none of it decides the same,
+    later.
+  * No partition and no shard holds up another one for longer than one time-out; an error in one is logged, and
+    the loop goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Final
+
+from fencekv.clock import Chance, Clock
+from fencekv.informer import Informer
+from fencekv.kube import KV_NAMESPACES, KV_PARTITIONS, LEASES, PODS, Kube, KubeError, Unclear
+from fencekv.leases import (
+    KIND_PARTITION,
+    KIND_SESSION,
+    KIND_SHARD,
+    LABEL_KIND,
+    MalformedLease,
+    PartitionLease,
+    Session,
+    SessionLease,
+)
+from fencekv_operator.facts import PartitionFacts, Reason, Transition, Trouble
+from fencekv_operator.grants import Settled, Writer
+from fencekv_operator.knowledge import Key, Knowledge, Reports
+from fencekv_operator.ownership import (
+    AskRelease,
+    Blocked,
+    Decision,
+    Degraded,
+    Grant,
+    Nothing,
+    Partition,
+    Suspect,
+    View,
+    Wait,
+    decide,
+)
+from fencekv_operator.reports import Report
+from fencekv_operator.sessions import terminated_messages
+from fencekv_operator.shards import ShardClient
+from fencekv_operator.silence import Reading
+
+logger = logging.getLogger(__name__)
+
+Object = dict[str, Any]
+
+TICK_SECONDS: Final = 1.0
+READ_SECONDS: Final = 1.0
+READ_GAP_SECONDS: Final = 0.02  # between two quorum reads, however many hints come
+REPORT_SECONDS: Final = 1.0
+POLL_SECONDS: Final = 2.0
+POLL_SOON_SECONDS: Final = 0.25
+LIVELY_SECONDS: Final = 3.0  # after a change of a record: reports are polled as fast as they may be
+COLLECT_SECONDS: Final = 10.0
+ASK_SECONDS: Final = 30.0  # between two requests that an owner release the same partition
+SESSIONS_AT_ONCE: Final = 32
+PARTITIONS_AT_ONCE: Final = 32
+REPORTS_AT_ONCE: Final = 64
+
+
+class Failover:
+    """The loop of one operator process. Run it as a task of its own."""
+
+    def __init__(
+        self,
+        *,
+        kube: Kube,
+        shards: ShardClient,
+        clock: Clock,
+        chance: Chance,
+        namespace: str | None,
+        leading: Callable[[], bool],
+        on_transition: Callable[[str, Transition], None],
+        on_change: Callable[[str, str], None],
+    ) -> None:
+        """Watches over one Kubernetes namespace (None: all of them).
+
+        `on_transition` gets the Kubernetes namespace and what was done; `on_change` the Kubernetes namespace and
+        the name of a partition whose facts changed.
+        """
+        self._kube, self._shards, self._clock, self._chance = kube, shards, clock, chance
+        self._namespace, self._leading = namespace, leading
+        self._on_transition, self._on_change = on_transition, on_change
+        self._writer = Writer(kube=kube, clock=clock, leading=leading)
+        self._knows = Knowledge(clock)
+        self._dead_hints: set[tuple[str, Session]] = set()
+        self._mute: set[tuple[str, Session]] = set()  # whose last report failed
+        self._asked_at: dict[str, float] = {}  # by partition UID
+        self._collected_at = self._lively_until = clock.now()
+        self._read_soon, self._act_soon, self._poll_soon = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._background: set[asyncio.Task[None]] = set()
+        self.ticked_at = clock.now()
+        self.quorum_read_at = float("-inf")
+        kinds = {kind: f"{LABEL_KIND}={kind}" for kind in (KIND_PARTITION, KIND_SESSION, KIND_SHARD)}
+        self._spaces = Informer(kube, KV_NAMESPACES, namespace, on_change=self._knows.space_changed)
+        self._partitions = Informer(kube, KV_PARTITIONS, namespace, on_change=self._partition_changed)
+        self._leases = Informer(
+            kube, LEASES, namespace, labels=kinds[KIND_PARTITION], on_change=self._lease_changed
+        )
+        self._hints = Informer(
+            kube, LEASES, namespace, labels=kinds[KIND_SESSION], on_change=self._session_changed
+        )
+        self._pods = Informer(kube, PODS, namespace, labels=kinds[KIND_SHARD], on_change=self._pod_changed)
+
+    async def run(self) -> None:
+        """Observes until it is cancelled; acts while it leads."""
+        async with asyncio.TaskGroup() as group:
+            for informer in (self._spaces, self._partitions, self._leases, self._hints, self._pods):
+                group.create_task(self._keep(informer))
+            group.create_task(self._observe())
+            group.create_task(self._act())
+            group.create_task(self._poll())
+
+    async def _keep(self, informer: Informer) -> None:
+        while True:
+            await self._guarded(informer.run(), "an informer")
+            await asyncio.sleep(TICK_SECONDS)
+
+    def facts(self, namespace: str) -> dict[str, PartitionFacts]:
+        """What is known of every partition of a Kubernetes namespace, by UID."""
+        return self._knows.facts(namespace)
+
+    # Hints: where to look, and when. Never proof.
+
+    def _partition_changed(self, kind: str, item: Object) -> None:
+        partition = self._knows.partition_changed(kind, item)
+        if self._knows.needs_attention((partition.namespace, partition.name)):
+            self._act_soon.set()
+
+    def _lease_changed(self, kind: str, item: Object) -> None:
+        key = self._knows.lease_changed(kind, item)
+        self._on_change(*key)
+        self._lively_until = self._clock.now() + LIVELY_SECONDS
+        self._poll_soon.set()
+        if self._knows.needs_attention(key):
+            self._act_soon.set()
+
+    def _session_changed(self, kind: str, item: Object) -> None:
+        try:
+            lease = SessionLease.parse(item)
+        except MalformedLease:
+            self._read_soon.set()
+            return
+        book = self._knows.book(item["metadata"].get("namespace", ""))
+        seen = book.seen.get(lease.session.pod)
+        is_over = lease.over(lease.session) and lease.session not in book.over
+        if kind == "DELETED" or is_over or seen is None or seen.lease.session != lease.session:
+            self._read_soon.set()
+
+    def _pod_changed(self, kind: str, item: Object) -> None:
+        namespace = item["metadata"].get("namespace", "")
+        if kind == "DELETED":
+            self._read_soon.set()
+        for message in terminated_messages(item):
+            try:
+                session = Session.parse(message)
+            except MalformedLease:
+                continue
+            book = self._knows.book(namespace)
+            if session in book.tracks and session not in book.over:
+                self._dead_hints.add((namespace, session))
+                self._act_soon.set()
+
+    # Observing
+
+    async def _observe(self) -> None:
+        while True:
+            self._read_soon.clear()
+            self.ticked_at = began = self._clock.now()
+            await self._guarded(self._read_sessions(), "reading the session Leases")
+            self._act_soon.set()
+            await asyncio.sleep(READ_GAP_SECONDS)
+            await _event_within(self._read_soon, began + TICK_SECONDS - self._clock.now())
+
+    async def _read_sessions(self) -> None:
+        sent = self._clock.now()
+        try:
+            listing = await self._kube.list(
+                LEASES, self._namespace, labels=f"{LABEL_KIND}={KIND_SESSION}", timeout=READ_SECONDS
+            )
+        except (KubeError, Unclear) as error:
+            logger.warning("session Leases not read: %s", error)
+            return
+        reading = Reading(sent=sent, answered=self._clock.now())
+        self.quorum_read_at = reading.answered
+        found: dict[str, list[Object]] = {}
+        for item in listing.items:
+            found.setdefault(item["metadata"].get("namespace", ""), []).append(item)
+        for namespace in sorted(found.keys() | set(self._knows.namespaces())):
+            book = self._knows.book(namespace)
+            for session in book.observe(found.get(namespace, []), reading, self._knows.holders(namespace)):
+                logger.info("session %s is over: %s", session, book.over[session])
+            book.watch_pods(sorted(self._knows.placed_pods(namespace)), reading)
+
+    # Acting
+
+    async def _act(self) -> None:
+        for informer in (self._spaces, self._partitions, self._leases, self._pods):
+            await informer.synced.wait()  # D of a namespace, above all, is not to be guessed
+        while True:
+            await self._act_soon.wait()
+            self._act_soon.clear()
+            if self._leading():
+                await self._guarded(self._round(), "a round of the failover loop")
+
+    async def _round(self) -> None:
+        await _bounded(SESSIONS_AT_ONCE, (self._end_session(*doubted) for doubted in self._doubted()))
+        keys = [key for key in sorted(self._knows.partitions) if self._look(key)]
+        if keys:
+            pods = {(key[0], pod) for key in keys for pod in self._knows.pods_of(self._knows.partitions[key])}
+            reports = await self._fetch(sorted(pods))
+            await _bounded(PARTITIONS_AT_ONCE, (self._settle(key, reports) for key in keys))
+        if self._clock.now() >= self._collected_at + COLLECT_SECONDS:
+            self._collected_at = self._clock.now()
+            await self._collect()
+
+    def _doubted(self) -> list[tuple[str, Session]]:
+        """The sessions that proof is to be looked for."""
+        found: list[tuple[str, Session]] = []
+        for namespace in self._knows.namespaces():
+            book = self._knows.book(namespace)
+            found += [
+                (namespace, session)
+                for session in sorted(book.tracks)
+                if session not in book.over
+                and (book.tracks[session].doubted or (namespace, session) in self._dead_hints)
+            ]
+        self._dead_hints.intersection_update(found)
+        return found
+
+    async def _end_session(self, namespace: str, session: Session) -> None:
+        """Fences a session for proof (b) or (c), if there is one."""
+        book, sign = self._knows.book(namespace), self._clock.now()
+        is_dead = await self._writer.has_died(namespace, session)
+        track = book.tracks.get(session)
+        if track is None or session in book.over:
+            return
+        if is_dead:
+            if await self._writer.fence_dead(namespace, session, kvns=track.kvns):
+                book.mark_over(session, Reason.TERMINATED, sign=sign)
+                logger.info("session %s is over: its container terminated", session)
+        elif book.is_due(session, self._knows.duration_seconds(namespace, track.kvns)):
+            # Nothing is awaited between this look at what was heard and the departure of the write.
+            seen = book.seen.get(session.pod)
+            heard = track.heard
+            if await self._writer.fence_silent(namespace, track, raw=seen.raw if seen else None):
+                book.mark_over(session, Reason.SILENT, sign=heard.since)
+                logger.info("session %s is over: silent for %.1f s heard", session, heard.seconds)
+            else:
+                book.restart(session)
+
+    def _look(self, key: Key) -> bool:
+        """Whether a partition needs reports; takes note of a doubted owner on the way."""
+        partition, lease = self._knows.partitions[key], self._knows.leases.get(key)
+        if self._knows.needs_attention(key):
+            self._knows.signs.setdefault(partition.uid, self._clock.now())
+            return True
+        self._knows.signs.pop(partition.uid, None)
+        doubt = self._knows.doubt(partition, lease) if lease is not None else ""
+        self._note(partition, Wait(detail=doubt) if doubt else Nothing())
+        return False
+
+    async def _settle(self, key: Key, reports: Reports) -> None:
+        partition = self._knows.partitions.get(key)
+        if partition is None:
+            return
+        cached = self._knows.leases.get(key)
+        if cached is not None:
+            decision = decide(self._knows.view(partition, cached, reports))
+            if isinstance(decision, Nothing | Wait | Degraded | Blocked):
+                self._decided(partition, decision)
+                return
+
+        def see(lease: PartitionLease | None) -> View:
+            self._knows.lease_read(partition, lease)
+            return self._knows.view(partition, lease, reports)
+
+        settled = await self._writer.settle(partition, see)
+        if settled.raw is not None:
+            self._leases.seen(settled.raw)
+        if isinstance(settled.decision, Grant):
+            if settled.is_granted:
+                self._granted(partition, settled, settled.decision, reports)
+            return
+        if isinstance(settled.decision, AskRelease):
+            await self._ask_release(partition, settled.decision)
+            return
+        self._decided(partition, settled.decision)
+
+    def _granted(self, partition: Partition, settled: Settled, grant: Grant, reports: Reports) -> None:
+        now, before = self._clock.now(), settled.before
+        began = self._knows.signs.get(partition.uid, now)
+        if before is not None and before.session is not None and not before.is_released:
+            began = min(began, self._knows.book(partition.namespace).signs.get(before.session, began))
+        transition = Transition(
+            partition=partition.name,
+            partition_uid=partition.uid,
+            reason=grant.reason,
+            from_pod=grant.from_pod,
+            to_pod=grant.session.pod,
+            from_epoch=before.epoch if before is not None else self._knows.known_epoch(partition),
+            to_epoch=grant.epoch,
+            seconds=now - began,
+        )
+        logger.info("%s granted: %s", partition.name, transition)
+        self._knows.granted(partition, grant.epoch, reports)
+        self._decided(partition, Nothing())
+        self._on_transition(partition.namespace, transition)
+        self._on_change(partition.namespace, partition.name)
+        task = asyncio.get_running_loop().create_task(self._writer.raise_status(partition, grant.epoch))
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _ask_release(self, partition: Partition, ask: AskRelease) -> None:
+        now = self._clock.now()
+        if now < self._asked_at.get(partition.uid, float("-inf")) + ASK_SECONDS or not self._leading():
+            detail = (
+                f"the owner cannot reach its standbys, but {ask.target} can be reached; it was asked to let go"
+            )
+            self._decided(partition, Blocked(missing=(ask.target,), detail=detail))
+            return
+        self._asked_at[partition.uid] = now
+        agreed = await self._shards.release(ask.http, partition.uid, ask.epoch, ask.target)
+        outcome = "agreed to release the partition" if agreed else "did not release the partition"
+        detail = f"the owner cannot reach {ask.target} and {outcome} to it"
+        self._decided(partition, Blocked(missing=(ask.target,), detail=detail))
+
+    def _decided(self, partition: Partition, decision: Decision) -> None:
+        if isinstance(decision, Nothing | Wait):
+            self._knows.doubtful.discard(partition.uid)
+        self._note(partition, decision)
+
+    def _note(self, partition: Partition, decision: Decision) -> None:
+        trouble, detail = _trouble_of(decision)
+        if self._knows.troubled(partition, trouble, detail):
+            if trouble is not Trouble.NONE:
+                logger.warning("%s: %s: %s", partition.name, trouble, detail)
+            self._on_change(partition.namespace, partition.name)
+
+    async def _collect(self) -> None:
+        """Removes the session Leases of pods that are gone and that nothing names."""
+        for namespace in self._knows.namespaces():
+            book = self._knows.book(namespace)
+            placed, holders = self._knows.placed_pods(namespace), self._knows.holders(namespace)
+            for pod, seen in sorted(book.seen.items()):
+                session = seen.lease.session
+                if pod in placed or session in holders or (namespace, pod) in self._pods.items:
+                    continue
+                duration = self._knows.duration_seconds(namespace, seen.kvns)
+                silent = session in book.tracks and book.is_due(session, duration)
+                if silent and self._leading() and await self._writer.is_pod_gone(namespace, pod):
+                    await self._writer.collect(namespace, seen.lease)
+
+    # Reports
+
+    async def _poll(self) -> None:
+        await self._partitions.synced.wait()
+        while True:
+            self._poll_soon.clear()
+            if self._leading():
+                pods = [
+                    (namespace, pod)
+                    for namespace in self._knows.namespaces()
+                    for pod in sorted(self._knows.book(namespace).seen)
+                ]
+                await self._guarded(self._fetch(pods), "asking the shards for reports")
+                if self._knows.doubtful:
+                    self._act_soon.set()
+            await asyncio.sleep(POLL_SOON_SECONDS)
+            # Spread out, so that several operators and many shards do not fall into step.
+            pause = POLL_SECONDS * (0.75 + self._chance.random() / 2) - POLL_SOON_SECONDS
+            if self._clock.now() >= self._lively_until:
+                await _event_within(self._poll_soon, pause)
+
+    async def _fetch(self, pods: Iterable[Key]) -> dict[Key, Report]:
+        """Asks every one of these pods that has a live session; a silent one takes one time-out for all."""
+        fresh: dict[Key, Report] = {}
+
+        async def ask(key: Key) -> None:
+            book = self._knows.book(key[0])
+            seen = book.live(key[1])
+            if seen is None or not seen.lease.http:
+                return
+            session = seen.lease.session
+            try:
+                async with asyncio.timeout(REPORT_SECONDS):
+                    report = await self._shards.report(seen.lease.http)
+            except TimeoutError:
+                report = None
+            if report is None:
+                if (key[0], session) not in self._mute:  # The first failure hints at something; the next ones not.
+                    self._mute.add((key[0], session))
+                    self._read_soon.set()
+                return
+            self._mute.discard((key[0], session))
+            now = book.live(key[1])
+            if now is not None and report.session == now.lease.session:
+                fresh[key] = report
+                for name in self._knows.reported(key[0], report):
+                    self._on_change(key[0], name)
+
+        await _bounded(REPORTS_AT_ONCE, (ask(key) for key in pods))
+        return fresh
+
+    async def _guarded(self, work: Awaitable[object], what: str) -> None:
+        """The loop outlives whatever is wrong with one step of it."""
+        try:
+            await work
+        except Exception:
+            logger.exception("failed: %s", what)
+
+
+def _trouble_of(decision: Decision) -> tuple[Trouble, str]:
+    match decision:
+        case Wait():
+            return decision.trouble, decision.detail
+        case Suspect():
+            return Trouble.SUSPECT, decision.detail
+        case Degraded():
+            return Trouble.DEGRADED, decision.detail
+        case Blocked():
+            return Trouble.BLOCKED, decision.detail
+        case _:
+            return Trouble.NONE, ""
+
+
+async def _event_within(event: asyncio.Event, seconds: float) -> None:
+    """Waits for an event, but not for longer than that."""
+    if seconds <= 0:
+        return
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return
+
+
+async def _bounded(at_once: int, works: Iterable[Awaitable[None]]) -> None:
+    """Runs them side by side, so many at once; an error in one is logged and does not stop the others."""
+    gate = asyncio.Semaphore(at_once)
+
+    async def run(work: Awaitable[None]) -> None:
+        async with gate:
+            try:
+                await work
+            except Exception:
+                logger.exception("failed: one of many")
+
+    await asyncio.gather(*(run(work) for work in works))

@@ -1,0 +1,431 @@
+"""What is to be done, decided from what is wanted and what is there. Nothing is done here.
+
+Invariants:
+  * Level-based: a plan depends on what is seen now, never on what happened before. Planning again after any part
+    of a plan was carried out, in its order, leads to the same end.
+  * Whatever is as it should be gets no action, so that a settled world plans nothing.
+  * Order carries safety: the finalizer is set before the first thing that it guards is made, and taken away after
+    the last one is gone; a partition's record is made before its status says that there is one.
+  * The record of a partition whose status has an epoch is never made here: if it is absent, it was lost.
+  * A pod that partitions still need is not scaled away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from fencekv.kube import (
+    CLAIMS,
+    KV_NAMESPACES,
+    KV_PARTITIONS,
+    KV_TABLES,
+    LEASES,
+    STATEFUL_SETS,
+    Resource,
+)
+from fencekv.leases import GROUP, KIND_SESSION, LABEL_KIND, LABEL_NAMESPACE
+from fencekv_operator import resources, status
+from fencekv_operator.actions import (
+    Action,
+    Create,
+    Delete,
+    DeleteAll,
+    DeleteOrphan,
+    DropLease,
+    Emit,
+    MakeLease,
+    PatchStatus,
+    Update,
+)
+from fencekv_operator.compare import matches, merge_patch
+from fencekv_operator.events import condition_notices
+from fencekv_operator.facts import PartitionFacts
+from fencekv_operator.placement import Load, Place, Placed, adjust, may_stop, place
+from fencekv_operator.settings import (
+    DELETE,
+    FINALIZER,
+    STANDARD,
+    Identity,
+    NamespaceSettings,
+    OperatorSettings,
+    TableSettings,
+    ordinal_of,
+    partition_count,
+)
+
+Object = dict[str, Any]
+
+# "<UID of the table>/<count>": all partitions of that very table were made once. The UID keeps a copy of the
+# manifest from carrying the mark into another table.
+PARTITIONS_MADE: Final = f"{GROUP}/partitions-made"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamespaceSeen:
+    """Everything there is of a KVNamespace. Values are objects as the API server gave them."""
+
+    kvns: Object | None  # None: it does not exist, but something of it may.
+    owned: Mapping[tuple[str, str], Object]  # by plural and name
+    tables: Sequence[Object] = ()
+    partitions: Sequence[Object] = ()
+    error: str = ""  # why the last attempt was refused; empty: it was not.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableSeen:
+    """Everything there is of a KVTable, and what it shares its KVNamespace with."""
+
+    name: str
+    table: Object | None  # None: it does not exist, but partitions of it may.
+    kvns: Object | None  # None: its KVNamespace does not exist.
+    tables: Sequence[Object] = ()  # of the KVNamespace, this one included
+    partitions: Sequence[Object] = ()  # of this table's name
+    others: Sequence[Object] = ()  # partitions of the KVNamespace's other tables
+    pods: Mapping[str, Object] = field(default_factory=dict)  # of the KVNamespace, by name
+    settling: bool = False  # the pool is so young that pods without a node may yet get one
+    error: str = ""  # why the last attempt was refused; empty: it was not.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartitionSeen:
+    """Everything there is of a partition."""
+
+    name: str
+    namespace: str
+    partition: Object | None  # None: it does not exist, but its Lease may.
+    table_gone: bool = False  # its KVTable is not among those that are known
+    facts: PartitionFacts | None = None  # None: the failover loop knows nothing of it yet.
+    failover: status.Failover | None = None  # None: none that the status does not show already.
+    refresh: bool = False  # token and lag alone are reason enough to write
+
+
+def plan_namespace(seen: NamespaceSeen, operator: OperatorSettings, *, now: str) -> list[Action]:
+    """What is to be done for a KVNamespace."""
+    if seen.kvns is None:
+        return _orphans(seen.owned)
+    kvns = NamespaceSettings.parse(seen.kvns, operator)
+    if kvns.identity.deleting:
+        return _namespace_deletion(kvns, seen)
+    guard = finalizer_action(KV_NAMESPACES, kvns.identity, wanted=kvns.deletion_policy == DELETE)
+    replicas = _needed_replicas(kvns, seen.partitions)
+    calm = all(status.condition_status(each, "Degraded") == "False" for each in seen.partitions)
+    actions: list[Action] = [*guard]
+    wanted = resources.namespace_objects(kvns, operator, replicas=replicas, unavailable_max=1 if calm else 0)
+    for resource, body in wanted:
+        actions += ensure(resource, body, seen.owned.get((resource.plural, body["metadata"]["name"])))
+    # What an earlier namesake left behind stands in the way of ours.
+    actions += _orphans({key: each for key, each in seen.owned.items() if owner_uid(each) != kvns.identity.uid})
+    pool = seen.owned.get((STATEFUL_SETS.plural, kvns.name))
+    patch = status.namespace_status(
+        seen.kvns,
+        pool,
+        wanted=kvns.shards.replicas,
+        tables=len(seen.tables),
+        partitions=seen.partitions,
+        error=seen.error,
+        now=now,
+    )
+    return actions + status_actions(KV_NAMESPACES, seen.kvns, patch)
+
+
+def plan_table(seen: TableSeen, operator: OperatorSettings, *, now: str) -> list[Action]:
+    """What is to be done for a KVTable: its partitions, where they are, and its status."""
+    if seen.table is None:
+        return _orphans({(KV_PARTITIONS.plural, each["metadata"]["name"]): each for each in seen.partitions})
+    identity = Identity.parse(seen.table)
+    mine = {each["spec"]["index"]: each for each in seen.partitions if owner_uid(each) == identity.uid}
+    policy = seen.table["spec"].get("deletionPolicy")
+    if identity.deleting:
+        return _table_deletion(identity, policy, mine)
+    actions = finalizer_action(KV_TABLES, identity, wanted=policy == DELETE)
+    strangers = [each for each in seen.partitions if owner_uid(each) != identity.uid]
+    actions += _orphans({(KV_PARTITIONS.plural, each["metadata"]["name"]): each for each in strangers})
+    obstacle = _obstacle(seen, operator, mine)
+    stalled = obstacle
+    if seen.error and obstacle is None:
+        stalled = status.Condition(type="Stalled", status=True, reason="Refused", message=seen.error)
+    short, unprotected = "", False
+    if seen.kvns is not None:
+        kvns = NamespaceSettings.parse(seen.kvns, operator)
+        table = TableSettings.parse(seen.table, kvns)
+        unprotected = table.durability == STANDARD and table.standbys == 0
+        if table.size > len(kvns.pods):
+            short = f"{table.size} replicas are wanted, there are {len(kvns.pods)} shards"
+        if obstacle is None:
+            actions += _partition_actions(seen, kvns, table, mine)
+    patch = status.table_status(
+        seen.table,
+        list(mine.values()),
+        wanted=partition_count(seen.table),
+        unprotected=unprotected,
+        stalled=stalled,
+        short=short,
+        now=now,
+    )
+    return actions + status_actions(KV_TABLES, seen.table, patch)
+
+
+def plan_partition(seen: PartitionSeen, *, now: str) -> list[Action]:
+    """What is to be done for a partition: its record, once, and its status."""
+    partition = seen.partition
+    if partition is None:
+        return [DropLease(namespace=seen.namespace, partition=seen.name)]
+    actions: list[Action] = []
+    if "deletionTimestamp" not in partition["metadata"]:
+        if seen.table_gone:
+            actions += _orphans({(KV_PARTITIONS.plural, seen.name): partition})
+        if "epoch" not in (partition.get("status") or {}):
+            actions.append(MakeLease(partition=partition))
+    patch = status.partition_status(partition, seen.facts, seen.failover, now=now, refresh=seen.refresh)
+    return actions + status_actions(KV_PARTITIONS, partition, patch)
+
+
+def finalizer_action(resource: Resource, identity: Identity, *, wanted: bool) -> list[Action]:
+    """Sets or takes away our finalizer. A compare-and-swap: a merge patch replaces the whole list."""
+    if wanted == (FINALIZER in identity.finalizers):
+        return []
+    others = [each for each in identity.finalizers if each != FINALIZER]
+    finalizers = [*others, FINALIZER] if wanted else others
+    meta = {"finalizers": finalizers, "resourceVersion": identity.resource_version}
+    return [Update(resource=resource, namespace=identity.namespace, name=identity.name, patch={"metadata": meta})]
+
+
+def ensure(resource: Resource, body: Object, seen: Object | None) -> list[Action]:
+    """Makes an object, or brings our fields of it up to date."""
+    namespace, name = body["metadata"]["namespace"], body["metadata"]["name"]
+    if seen is None:
+        return [Create(resource=resource, namespace=namespace, body=body)]
+    if owner_uid(seen) == "":
+        # Somebody else's, whom we do not rob. The server refuses, and the status shows that the name is taken.
+        return [Create(resource=resource, namespace=namespace, body=body)]
+    if "deletionTimestamp" in seen["metadata"] or owner_uid(seen) != owner_uid(body):
+        return []  # It goes first; its deletion brings us back here.
+    ours = _mutable(resource, body)
+    marks = [each["metadata"].get("annotations", {}).get(resources.SPEC_HASH) for each in (body, seen)]
+    if marks[0] == marks[1] and matches(ours, seen):
+        return []
+    patch = {**merge_patch(ours, seen), "apiVersion": body["apiVersion"], "kind": body["kind"]}
+    patch["metadata"] = {
+        "resourceVersion": seen["metadata"]["resourceVersion"],
+        "labels": body["metadata"]["labels"],
+        "annotations": body["metadata"]["annotations"],
+    }
+    return [Update(resource=resource, namespace=namespace, name=name, patch=patch)]
+
+
+def status_actions(resource: Resource, obj: Object, patch: Object | None) -> list[Action]:
+    """Writes a status and reports the conditions that it changes."""
+    if patch is None:
+        return []
+    meta = obj["metadata"]
+    write = PatchStatus(resource=resource, namespace=meta["namespace"], name=meta["name"], status=patch)
+    return [write, *(Emit(notice=each) for each in condition_notices(obj, patch["conditions"]))]
+
+
+def owner_uid(obj: Mapping[str, Any]) -> str:
+    """UID of an object's controlling owner; empty if it has none."""
+    return str((_controller(obj) or {}).get("uid", ""))
+
+
+def placed(partition: Mapping[str, Any]) -> Placed:
+    """Where a partition is, by its spec and its status."""
+    seen = partition.get("status") or {}
+    return Placed(
+        replicas=tuple(partition["spec"]["replicas"]),
+        owner=seen.get("owner", ""),
+        in_sync=frozenset(seen.get("inSync") or ()),
+    )
+
+
+def places(pods: Sequence[str], seen: Mapping[str, Mapping[str, Any]]) -> list[Place]:
+    """The wanted pods, with node and zone where they are known."""
+    found = []
+    for pod in pods:
+        obj = seen.get(pod) or {}
+        zone = (obj.get("metadata", {}).get("labels") or {}).get("topology.kubernetes.io/zone", "")
+        found.append(Place(pod=pod, node=(obj.get("spec") or {}).get("nodeName", ""), zone=zone))
+    return found
+
+
+def _namespace_deletion(kvns: NamespaceSettings, seen: NamespaceSeen) -> list[Action]:
+    """Tables, then pods, then volumes, then our finalizer. Under Retain nothing holds the deletion up."""
+    identity = kvns.identity
+    release = finalizer_action(KV_NAMESPACES, identity, wanted=False)
+    if kvns.deletion_policy != DELETE or not release:
+        return release
+    if seen.tables or seen.partitions:
+        return [_delete(KV_TABLES, each) for each in seen.tables if "deletionTimestamp" not in each["metadata"]]
+    pool = seen.owned.get((STATEFUL_SETS.plural, kvns.name))
+    if pool is not None:
+        # Its absence, once seen, brings us back for the rest.
+        return [] if "deletionTimestamp" in pool["metadata"] else [_delete(STATEFUL_SETS, pool)]
+    sessions = f"{LABEL_NAMESPACE}={kvns.name},{LABEL_KIND}={KIND_SESSION}"
+    return [
+        DeleteAll(resource=CLAIMS, namespace=identity.namespace, labels=f"{LABEL_NAMESPACE}={kvns.name}"),
+        DeleteAll(resource=LEASES, namespace=identity.namespace, labels=sessions),
+        *release,
+    ]
+
+
+def _table_deletion(identity: Identity, policy: str | None, mine: Mapping[int, Object]) -> list[Action]:
+    """Under Delete the partitions go before our finalizer does; under Retain nothing holds the deletion up."""
+    release = finalizer_action(KV_TABLES, identity, wanted=False)
+    if not release:
+        return []
+    actions: list[Action] = []
+    for each in mine.values():
+        # The policy that holds at the end, because a shard reads it from the last it sees of the partition.
+        actions += _partition_update(each, {"deletionPolicy": policy})
+    if policy != DELETE:
+        return actions + release
+    if not mine:
+        return release
+    going = [each for each in mine.values() if "deletionTimestamp" not in each["metadata"]]
+    return [*actions, *(_delete(KV_PARTITIONS, each) for each in going)]
+
+
+def _obstacle(seen: TableSeen, operator: OperatorSettings, mine: Mapping[int, Object]) -> status.Condition | None:
+    """Why nothing can be made of a table; None: nothing is in the way."""
+
+    def stalled(reason: str, message: str) -> status.Condition:
+        return status.Condition(type="Stalled", status=True, reason=reason, message=message)
+
+    assert seen.table is not None
+    if seen.kvns is None:
+        return stalled("NamespaceNotFound", f"KVNamespace {seen.table['spec']['namespace']} does not exist")
+    kvns = NamespaceSettings.parse(seen.kvns, operator)
+    if kvns.identity.deleting:
+        return stalled("NamespaceDeleting", f"KVNamespace {kvns.name} is being deleted")
+    over = _over_quota(seen, kvns)
+    if over:
+        return stalled("QuotaExceeded", over)
+    count = partition_count(seen.table)
+    lost = [resources.partition_name(seen.name, index) for index in range(count) if index not in mine]
+    if lost and (seen.table["metadata"].get("annotations") or {}).get(PARTITIONS_MADE) == _made(seen.table):
+        return stalled(
+            "PartitionMissing",
+            f"deleted by somebody: {', '.join(lost[:5])}. To have it made anew, empty, remove the annotation "
+            f"{PARTITIONS_MADE} from the table",
+        )
+    return None
+
+
+def _made(table: Mapping[str, Any]) -> str:
+    return f"{table['metadata']['uid']}/{partition_count(table)}"
+
+
+def _over_quota(seen: TableSeen, kvns: NamespaceSettings) -> str:
+    """Which quota a table would exceed; empty: none. Older tables go first, and what was made stays."""
+    started = {owner_uid(each) for each in (*seen.partitions, *seen.others)}
+
+    def age(table: Object) -> tuple[bool, str, str]:
+        meta = table["metadata"]
+        return meta["uid"] not in started, meta.get("creationTimestamp", ""), meta["name"]
+
+    tables = partitions = 0
+    for table in sorted(seen.tables, key=age):
+        count, stands = partition_count(table), table["metadata"]["uid"] in started
+        over = ""
+        if not stands and kvns.tables_max is not None and tables >= kvns.tables_max:
+            over = f"tables: the quota of {kvns.tables_max} is used up"
+        elif not stands and kvns.partitions_max is not None and partitions + count > kvns.partitions_max:
+            over = (
+                f"partitions: {count} more would exceed the quota of {kvns.partitions_max}, {partitions} are used"
+            )
+        if table["metadata"]["name"] == seen.name:
+            return over
+        if not over:
+            tables, partitions = tables + 1, partitions + count
+    return ""
+
+
+def _partition_actions(
+    seen: TableSeen, kvns: NamespaceSettings, table: TableSettings, mine: Mapping[int, Object]
+) -> list[Action]:
+    spots = places(kvns.pods, seen.pods)
+    load = Load.of(each["spec"]["replicas"] for each in (*seen.others, *mine.values()))
+    missing = [index for index in range(table.partitions) if index not in mine]
+    if missing and seen.settling and len(spots) > table.size and not all(spot.node for spot in spots):
+        missing = []  # A placement stands for good, so it waits a moment for the nodes to be known.
+    actions: list[Action] = []
+    for index, each in sorted(mine.items()):
+        replicas = adjust(placed(each), size=table.size, min_in_sync=table.min_in_sync, places=spots, load=load)
+        actions += _partition_update(each, resources.partition_spec(table, index=index, replicas=replicas))
+    for index in missing:
+        replicas = place(size=table.size, places=spots, load=load)
+        body = resources.partition_object(table, index=index, replicas=replicas)
+        actions.append(Create(resource=KV_PARTITIONS, namespace=table.identity.namespace, body=body))
+    notes = (seen.table or {})["metadata"].get("annotations") or {}
+    if len(mine) == table.partitions and notes.get(PARTITIONS_MADE) != _made(seen.table or {}):
+        patch = {"metadata": {"annotations": {PARTITIONS_MADE: _made(seen.table or {})}}}
+        actions.append(
+            Update(resource=KV_TABLES, namespace=table.identity.namespace, name=table.name, patch=patch)
+        )
+    return actions
+
+
+def _partition_update(partition: Mapping[str, Any], spec: Mapping[str, Any]) -> list[Action]:
+    changed = {key: value for key, value in spec.items() if not matches(value, partition["spec"].get(key))}
+    meta = partition["metadata"]
+    if not changed or "deletionTimestamp" in meta:
+        return []
+    patch = {"metadata": {"resourceVersion": meta["resourceVersion"]}, "spec": changed}
+    return [Update(resource=KV_PARTITIONS, namespace=meta["namespace"], name=meta["name"], patch=patch)]
+
+
+def _delete(resource: Resource, obj: Mapping[str, Any]) -> Delete:
+    meta = obj["metadata"]
+    return Delete(resource=resource, namespace=meta["namespace"], name=meta["name"], uid=meta["uid"])
+
+
+def _orphans(objects: Mapping[tuple[str, str], Object]) -> list[Action]:
+    """Deletes what a gone owner left behind. On most clusters the garbage collector was faster."""
+    by_plural = {resource.plural: resource for resource in (*resources.OWNED, KV_PARTITIONS)}
+    by_kind = {resource.kind: resource for resource in (KV_NAMESPACES, KV_TABLES)}
+    actions: list[Action] = []
+    for (plural, name), obj in objects.items():
+        owner = _controller(obj)
+        if owner is None or owner["kind"] not in by_kind or "deletionTimestamp" in obj["metadata"]:
+            continue
+        actions.append(
+            DeleteOrphan(
+                resource=by_plural[plural],
+                namespace=obj["metadata"]["namespace"],
+                name=name,
+                uid=obj["metadata"]["uid"],
+                owner_resource=by_kind[owner["kind"]],
+                owner_name=owner["name"],
+                owner_uid=owner["uid"],
+            )
+        )
+    return actions
+
+
+def _controller(obj: Mapping[str, Any]) -> Object | None:
+    owners = obj["metadata"].get("ownerReferences") or ()
+    return next((owner for owner in owners if owner.get("controller")), None)
+
+
+def _needed_replicas(kvns: NamespaceSettings, partitions: Sequence[Object]) -> int:
+    """As many pods as are wanted, and those above that partitions cannot do without yet."""
+    needed = kvns.shards.replicas
+    for partition in partitions:
+        here = placed(partition)
+        for pod in {*here.replicas, *here.in_sync, here.owner} - {""}:
+            ordinal = ordinal_of(pod)
+            if ordinal < needed:
+                continue
+            if not may_stop(here, pod=pod, min_in_sync=int(partition["spec"]["minInSync"])):
+                needed = ordinal + 1
+    return needed
+
+
+def _mutable(resource: Resource, body: Object) -> Object:
+    """Our fields that may still change once the object is there."""
+    ours = {key: value for key, value in body.items() if key not in {"metadata", "apiVersion", "kind", "roleRef"}}
+    if resource is STATEFUL_SETS:
+        fixed = resources.STATEFUL_SET_FIXED
+        ours["spec"] = {key: value for key, value in ours["spec"].items() if key not in fixed}
+    return ours

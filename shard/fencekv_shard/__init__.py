@@ -1,0 +1,1 @@
+"""The shard: a process that serves fenced partitions on LMDB."""

@@ -1,0 +1,259 @@
+"""Shipping the journal of owned partitions to the standbys that follow: the owner's side of the stream.
+
+One connection carries many partitions. For each, the owner first finds the last entry that both sides have, by
+chain hash, tells the standby to cut off what is above, and then ships.
+
+Invariants:
+  * Every message carries the epoch; a standby has promised it durably before it confirms anything.
+  * A shipped commit seq stands at the end of a round whose entries were all shipped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fencekv.leases import Session
+from fencekv_shard import limits, peer
+from fencekv_shard.engine import Engine
+from fencekv_shard.owned import Owned, Wakeable
+from fencekv_shard.peer import Channel, ChannelClosed, Message
+
+logger = logging.getLogger(__name__)
+
+
+class Feed(Wakeable):
+    """One partition's stream on one connection."""
+
+    def __init__(
+        self,
+        *,
+        channel: Channel,
+        owned: Owned,
+        uid: str,
+        number: int,
+        member: str,
+        last_seq: int,
+        chain: bytes,
+    ) -> None:
+        super().__init__()
+        self._channel, self._owned, self._uid, self._number = channel, owned, uid, number
+        self.member = member
+        self._last_seq, self._chain = last_seq, chain
+        self._hashes: asyncio.Queue[tuple[int, bytes]] = asyncio.Queue()
+        self._committed_sent = -1
+        self.rounds_of_probes = 0
+
+    @property
+    def engine(self) -> Engine:
+        """The owner's engine."""
+        return self._owned.engine
+
+    async def run(self) -> None:
+        """Negotiates, then ships until the connection ends."""
+        common = await self._common()
+        await self._channel.send(["truncate", self._uid, self.engine.epoch, self._number, common])
+        following = common + 1
+        while not self.ended:
+            self.wake.clear()
+            following = await self._ship(following)
+            await self.wake.wait()
+        await self._channel.send(["refuse", self._uid, self.engine.epoch, "not-owner"])
+
+    def on_hash(self, seq: int, chain: bytes) -> None:
+        """An answer to a probe."""
+        self._hashes.put_nowait((seq, chain))
+
+    def on_confirm(self, seq: int) -> None:
+        """The standby has fsynced everything up to `seq`."""
+        self.engine.confirm(self.member, seq)
+        self.wake.set()
+
+    async def _common(self) -> int:
+        """The last seq that both journals have: chain hashes agree up to it, and nowhere above."""
+        replica = self.engine.replica
+        high = min(self._last_seq, replica.last.seq)
+        if high == self._last_seq and replica.chain_at(high) == self._chain:
+            return high
+        low = -1
+        while low < high:
+            middle = (low + high + 1) // 2
+            self.rounds_of_probes += 1
+            await self._channel.send(["probe", self._uid, self.engine.epoch, self._number, middle])
+            answer = await self._hashes.get()
+            if answer == (middle, replica.chain_at(middle)):
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    async def _ship(self, following: int) -> int:
+        """Ships what there is from `following` on, as far as the window allows; gives the next seq."""
+        engine = self.engine
+        while following <= engine.replica.last.seq:
+            if following - engine.confirmed.get(self.member, following - 1) > limits.SHIP_WINDOW_ENTRIES:
+                break
+            entries = engine.replica.raw(following, limits.SHIP_ENTRIES_MAX, limits.SHIP_BYTES_MAX)
+            following += len(entries)
+            await self._append(entries, following - 1)
+        if engine.replica.commit_seq > self._committed_sent and following > engine.replica.commit_seq:
+            await self._append([], following - 1)
+        return following
+
+    async def _append(self, entries: list[bytes], last: int) -> None:
+        commit = self._commit_for(last)
+        self._committed_sent = max(commit, self._committed_sent)
+        await self._channel.send(["append", self._uid, self.engine.epoch, self._number, commit, entries])
+
+    def _commit_for(self, last: int) -> int:
+        """The highest committed end of a round at or below `last`."""
+        replica = self.engine.replica
+        if last >= replica.commit_seq:
+            return replica.commit_seq
+        end = last
+        while end >= 0 and replica.entry(end).txid == replica.entry(end + 1).txid:
+            end -= 1
+        return end
+
+
+class Feeds:
+    """All streams from this shard.
+
+    Args:
+        lookup: gives an owned partition by UID; None: this shard does not own it (now).
+        session_over: asks the API server whether a session is over.
+    """
+
+    def __init__(
+        self,
+        *,
+        kvns: str,
+        session: Session,
+        lookup: Callable[[str], Owned | None],
+        session_over: Callable[[Session], Awaitable[bool]],
+    ) -> None:
+        self._kvns, self._session, self._lookup, self._session_over = kvns, session, lookup, session_over
+        self._links: dict[int, _Link] = {}  # by number, in the order they came
+        self._number = 0
+
+    async def serve(self, channel: Channel) -> None:
+        """Serves one connection until it ends."""
+        await channel.send(["hello", peer.PROTOCOL, str(self._session), self._session.pod, self._kvns])
+        hello = await channel.receive()
+        if hello[:2] != ["hello", peer.PROTOCOL] or len(hello) != 5 or hello[4] != self._kvns:
+            raise ChannelClosed(f"not one of us: {hello[:2]}")
+        link = _Link(channel, Session.parse(hello[2]), self._lookup)
+        self._number += 1
+        number = self._number
+        self._links[number] = link
+        try:
+            await link.run()
+        finally:
+            del self._links[number]
+            channel.close()
+            over = False
+            with contextlib.suppress(Exception):
+                over = await self._session_over(link.session)
+            link.end(session_over=over)
+
+    async def ping(self, number: int) -> None:
+        """Asks every follower for a sign of life."""
+        for link in list(self._links.values()):
+            with contextlib.suppress(ChannelClosed):
+                await link.channel.send(["ping", number])
+
+
+class _Link:
+    """One connection: its feeds by partition."""
+
+    def __init__(self, channel: Channel, session: Session, lookup: Callable[[str], Owned | None]) -> None:
+        self.channel, self.session, self._lookup = channel, session, lookup
+        self._feeds: dict[str, tuple[Feed, Owned, asyncio.Task[None]]] = {}
+
+    async def run(self) -> None:
+        """Takes messages until the connection ends."""
+        while True:
+            message = await self.channel.receive()
+            for feed, _, _ in self._feeds.values():
+                feed.heard = True
+            await self._take(message)
+
+    def end(self, *, session_over: bool) -> None:
+        """The connection ended."""
+        for feed, owned, task in self._feeds.values():
+            task.cancel()
+            owned.detach(feed.member, feed, session_over=session_over)
+        self._feeds.clear()
+
+    async def _take(self, message: Message) -> None:
+        kind = message[0]
+        if kind == "subscribe":
+            await self._subscribe(*fields(message, str, int, str, int, int, int, bytes))
+        elif kind == "confirm":
+            uid, epoch, _, seq = fields(message, str, int, str, int)
+            entry = self._feeds.get(uid)
+            if entry is not None and entry[0].engine.epoch == epoch:
+                entry[0].on_confirm(seq)
+        elif kind == "hash":
+            uid, epoch, seq, chain = fields(message, str, int, int, bytes)
+            entry = self._feeds.get(uid)
+            if entry is not None and entry[0].engine.epoch == epoch:
+                entry[0].on_hash(seq, chain)
+        elif kind == "refuse":
+            self._drop(fields(message, str, int, str)[0])
+        elif kind == "ping":
+            await self.channel.send(["pong", message[1]])
+
+    async def _subscribe(
+        self,
+        uid: str,
+        number: int,
+        replica_id: str,
+        promised: int,
+        last_seq: int,
+        last_epoch: int,
+        chain: bytes,
+    ) -> None:
+        self._drop(uid)
+        owned = self._lookup(uid)
+        if owned is None:
+            await self.channel.send(["refuse", uid, 0, "not-owner"])
+            return
+        if promised > owned.engine.epoch or last_epoch > owned.engine.epoch:
+            await self.channel.send(["refuse", uid, owned.engine.epoch, "stale-epoch"])
+            return
+        member = f"{self.session.pod}/{replica_id}"
+        feed = Feed(
+            channel=self.channel,
+            owned=owned,
+            uid=uid,
+            number=number,
+            member=member,
+            last_seq=last_seq,
+            chain=chain,
+        )
+        owned.attach(member, feed)
+        task = asyncio.get_running_loop().create_task(self._run(feed))
+        self._feeds[uid] = (feed, owned, task)
+
+    async def _run(self, feed: Feed) -> None:
+        with contextlib.suppress(ChannelClosed):
+            await feed.run()
+
+    def _drop(self, uid: str) -> None:
+        entry = self._feeds.pop(uid, None)
+        if entry is not None:
+            feed, owned, task = entry
+            task.cancel()
+            owned.detach(feed.member, feed)
+
+
+def fields(message: Message, *types: type) -> list[Any]:
+    """The message's fields, checked. Raises ChannelClosed: the other side speaks another language."""
+    fields = message[1:]
+    if len(fields) != len(types) or not all(type(f) is t for f, t in zip(fields, types, strict=True)):
+        raise ChannelClosed(f"malformed {message[0]!r}")
+    return fields

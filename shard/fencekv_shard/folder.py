@@ -1,0 +1,212 @@
+"""The files of a partition's replica: its lock, and how an environment comes, is set aside, and goes.
+
+Invariants:
+  * Whoever opens, seeds anew or discards a replica holds `<uid>.lock`; the lock ends with its process.
+  * At each instant there is one environment that counts: `<uid>/`, or, where that is absent, a complete
+    `<uid>.seed/`. A seed beside an existing environment, or one without a state, is half-done and discarded.
+  * A promise made here is never lost: a new environment promises at least what each one set aside had promised.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from fencekv_shard.state import State
+from fencekv_shard.store import DATA_FILE, Corrupt, FolderInUse, Store, UnknownFormat, sync_folder
+
+
+class Promises(NamedTuple):
+    """What an environment may never take back."""
+
+    promised: int
+    closed_epoch: int
+
+    def and_those_of(self, path: Path) -> tuple[Promises, str | None]:
+        """The higher of these and an environment's, with its replica id; None: it cannot be read."""
+        try:
+            store = Store.open(path)
+        except (UnknownFormat, Corrupt):
+            return self, None
+        state = store.state
+        store.close()
+        promised = max(self.promised, state.promised)
+        return Promises(promised, max(self.closed_epoch, state.closed_epoch)), state.replica_id
+
+
+class Lock:
+    """The flock beside an environment."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self._descriptor = descriptor
+
+    @classmethod
+    def take(cls, folder: Path, uid: str) -> Self:
+        """Takes the lock at once.
+
+        Raises:
+            FolderInUse: somebody holds it.
+        """
+        assert uid, "a partition without a UID"
+        assert not set(uid) & set("/.*?["), uid  # file names are made from it, and found by it
+        path = folder / f"{uid}.lock"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise FolderInUse(f"{path}: held by another process, or already open in this one") from error
+        return cls(path, descriptor)
+
+    def release(self) -> None:
+        """Gives the lock back."""
+        os.close(self._descriptor)
+
+
+def uids(folder: Path) -> list[str]:
+    """The partitions that have files here, whether complete or not."""
+    found = {path.name.removesuffix(".seed") for path in folder.iterdir() if path.is_dir()}
+    return sorted(name for name in found if "." not in name)
+
+
+def open_or_create(folder: Path, uid: str, *, new_id: Callable[[], str]) -> Store:
+    """Opens the environment that counts, finishing what an earlier process left half-done. The lock is held.
+
+    Raises:
+        UnknownFormat: what lies there is not ours, or of another format.
+    """
+    path, seed = folder / uid, folder / f"{uid}.seed"
+    if path.exists():
+        _remove(seed)
+        return Store.open(path)
+    if not _complete(seed):
+        _remove(seed)
+        _make_seed(folder, uid, new_id(), _set_aside(folder, uid))
+    return _adopt(folder, uid)
+
+
+def replace_environment(folder: Path, uid: str, *, new_id: Callable[[], str], promised: int) -> Store:
+    """Sets the environment aside and opens an empty one in its place. The lock is held, the old one closed.
+
+    The new one is complete before the old one moves: a crash before that leaves the old one in place, a crash
+    after it is finished by the next opening.
+    """
+    path, seed = folder / uid, folder / f"{uid}.seed"
+    if not path.exists() and _complete(seed):
+        _adopt(folder, uid).close()
+    _remove(seed)
+    promises = _set_aside(folder, uid)
+    promises = promises._replace(promised=max(promised, promises.promised))
+    replica_id = None
+    if path.exists():
+        promises, replica_id = promises.and_those_of(path)
+    _make_seed(folder, uid, new_id(), promises)
+    if path.exists():
+        path.rename(_aside_name(folder, uid, replica_id))
+        sync_folder(folder)
+    return _adopt(folder, uid)
+
+
+def discard(folder: Path, uid: str) -> None:
+    """Removes everything of a partition: its deletionPolicy is Delete.
+
+    Raises:
+        FolderInUse: it is still open.
+    """
+    lock = Lock.take(folder, uid)
+    try:
+        for path in sorted(folder.glob(f"{uid}.*")):
+            if path != lock.path:
+                _remove(path)
+        _remove(folder / uid)
+        sync_folder(folder)
+        lock.path.unlink()
+        sync_folder(folder)
+    finally:
+        lock.release()
+
+
+def retain(folder: Path, uid: str) -> None:
+    """Marks a partition as deleted under Retain: its data stays, and nobody adopts it unasked."""
+    (folder / f"{uid}.retained").touch()
+    sync_folder(folder)
+
+
+def is_retained(folder: Path, uid: str) -> bool:
+    """Whether the partition was deleted under Retain."""
+    return (folder / f"{uid}.retained").exists()
+
+
+def write_tail(folder: Path, uid: str, *, epoch: int, seq: int, data: bytes) -> Path:
+    """Sets a divergent tail aside, durably. `epoch` and `seq` are those of its first record.
+
+    The same tail may be written twice (a crash before the cut); another one under its name gets a name of its own.
+    """
+    path = folder / f"{uid}.tail-{epoch}-{seq}.cbor"
+    number = 1
+    while path.exists() and path.read_bytes() != data:
+        number += 1
+        path = folder / f"{uid}.tail-{epoch}-{seq}.{number}.cbor"
+    unfinished = path.with_suffix(".new")
+    with unfinished.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.rename(path)
+    sync_folder(folder)
+    return path
+
+
+def _adopt(folder: Path, uid: str) -> Store:
+    path = folder / uid
+    (folder / f"{uid}.seed").rename(path)
+    sync_folder(folder)
+    return Store.open(path)
+
+
+def _complete(seed: Path) -> bool:
+    """Whether an environment was made to its end: its state is its only, and so its last, commit."""
+    if not (seed / DATA_FILE).is_file():
+        return False
+    with contextlib.suppress(UnknownFormat, Corrupt):
+        Store.open(seed).close()
+        return True
+    return False
+
+
+def _make_seed(folder: Path, uid: str, replica_id: str, promises: Promises) -> None:
+    state = State(replica_id=replica_id, promised=promises.promised, closed_epoch=promises.closed_epoch)
+    Store.create(folder / f"{uid}.seed", state)
+    sync_folder(folder)
+
+
+def _set_aside(folder: Path, uid: str) -> Promises:
+    """What the environments set aside have promised: an empty one in their place promises it too."""
+    promises = Promises(0, 0)
+    for path in folder.glob(f"{uid}.aside-*"):
+        promises, _ = promises.and_those_of(path)
+    return promises
+
+
+def _aside_name(folder: Path, uid: str, replica_id: str | None) -> Path:
+    if replica_id is not None:
+        return folder / f"{uid}.aside-{replica_id}"
+    number = 0  # an environment that cannot be read has no id to be named by
+    while (path := folder / f"{uid}.aside-unknown-{number}").exists():
+        number += 1
+    return path
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        # Without its data file it is no environment any more, even if a crash keeps the rest of the folder.
+        (path / DATA_FILE).unlink(missing_ok=True)
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

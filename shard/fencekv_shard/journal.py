@@ -1,0 +1,405 @@
+"""The journal's bytes: entries, records, the hash chain and the Merkle mountain range. Pure.
+
+Invariants:
+  * An entry has one encoding. What `decode_entry` accepts, `encode_entry` gives back byte for byte.
+  * A record is a function of its entry and of the records before it: two replicas with the same entries hold the
+    same bytes, and one changed byte anywhere changes every chain hash after it.
+  * The nodes in a record are those interior nodes that its leaf completes; so the peaks over the first n entries
+    can be read from at most 63 records, without the peaks that `meta` holds.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from fencekv.codec import decode, encode
+from fencekv.errors import Invalid
+from fencekv.token import NUMBER_MAX
+from fencekv_shard import limits
+from fencekv_shard.transaction import Delete, Put, Write
+
+HASH_BYTES: Final = 32
+FINGERPRINT_BYTES: Final = 16
+EPOCH_MAX: Final = 2**31 - 1  # a Lease's leaseTransitions is an int32
+ZERO_HASH: Final = bytes(HASH_BYTES)  # the chain before entry 0, and the root of nothing
+
+_LEAF_TAG: Final = b"fencekv.journal.v1"
+_CHAIN_TAG: Final = b"fencekv.chain.v1"
+_NODE_TAG: Final = b"fencekv.node.v1"
+_NODES_MAX: Final = 63
+_HEAD_BYTES: Final = 2 * HASH_BYTES + 1
+
+
+class Kind(enum.IntEnum):
+    """What an entry is about; the number that stands in the journal."""
+
+    TRANSACTION = 0
+    OWNERSHIP = 1
+    IN_SYNC = 2
+    ACCEPTED_LOSS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ownership:
+    """A new owner began, and this is where the epoch before it ended. Epoch 0, seq -1: nothing was before."""
+
+    previous_epoch: int
+    previous_seq: int
+    previous_txid: int
+    previous_chain: bytes
+    session: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InSync:
+    """The in-sync set changed. `members` are sorted and occur once."""
+
+    version: int
+    members: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AcceptedLoss:
+    """A person accepted the loss of what only missing replicas hold, at this epoch of the Lease."""
+
+    epoch: int
+
+
+Operations = tuple[Write, ...] | Ownership | InSync | AcceptedLoss
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One committed transaction, or one change of ownership, of the in-sync set, or one accepted loss."""
+
+    seq: int
+    txid: int
+    epoch: int
+    kind: Kind
+    unix_ns: int
+    actor: str
+    operations: Operations
+    idempotency: tuple[bytes, bytes] | None  # (key, fingerprint); None: the request had no key
+
+    @property
+    def writes(self) -> tuple[Write, ...]:
+        """What it writes to keys: nothing, unless it is a transaction."""
+        return self.operations if isinstance(self.operations, tuple) else ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournalRecord:
+    """A record as it lies on disk, taken apart. `entry` is still encoded."""
+
+    leaf: bytes
+    chain: bytes
+    nodes: tuple[bytes, ...]
+    entry: bytes
+
+
+def transaction_entry(
+    *,
+    seq: int,
+    txid: int,
+    epoch: int,
+    unix_ns: int,
+    writes: Sequence[Write],
+    actor: str = "",
+    idempotency: tuple[bytes, bytes] | None = None,
+) -> Entry:
+    """An entry for a transaction that writes; `idempotency` = (key, fingerprint of the request)."""
+    return Entry(
+        seq=seq,
+        txid=txid,
+        epoch=epoch,
+        kind=Kind.TRANSACTION,
+        unix_ns=unix_ns,
+        actor=actor,
+        operations=tuple(writes),
+        idempotency=idempotency,
+    )
+
+
+def ownership_entry(
+    *, seq: int, txid: int, epoch: int, unix_ns: int, actor: str = "", ownership: Ownership
+) -> Entry:
+    """An entry for the begin of an epoch."""
+    return _plain(seq, txid, epoch, Kind.OWNERSHIP, unix_ns, actor, ownership)
+
+
+def in_sync_entry(
+    *, seq: int, txid: int, epoch: int, unix_ns: int, actor: str = "", version: int, members: Iterable[str]
+) -> Entry:
+    """An entry for a change of the in-sync set; sorts the members."""
+    change = InSync(version=version, members=tuple(sorted(set(members))))
+    return _plain(seq, txid, epoch, Kind.IN_SYNC, unix_ns, actor, change)
+
+
+def accepted_loss_entry(
+    *, seq: int, txid: int, epoch: int, unix_ns: int, actor: str = "", accepted_epoch: int
+) -> Entry:
+    """An entry for a loss that a person accepted."""
+    return _plain(seq, txid, epoch, Kind.ACCEPTED_LOSS, unix_ns, actor, AcceptedLoss(epoch=accepted_epoch))
+
+
+def _plain(seq: int, txid: int, epoch: int, kind: Kind, unix_ns: int, actor: str, operations: Operations) -> Entry:
+    return Entry(
+        seq=seq,
+        txid=txid,
+        epoch=epoch,
+        kind=kind,
+        unix_ns=unix_ns,
+        actor=actor,
+        operations=operations,
+        idempotency=None,
+    )
+
+
+def encode_entry(entry: Entry) -> bytes:
+    """The entry's one encoding."""
+    shape = [
+        entry.seq,
+        entry.txid,
+        entry.epoch,
+        int(entry.kind),
+        entry.unix_ns,
+        entry.actor,
+        _operations_shape(entry),
+        None if entry.idempotency is None else list(entry.idempotency),
+    ]
+    return encode(shape)
+
+
+def decode_entry(data: bytes) -> Entry:
+    """Reads an entry, from another process or from disk.
+
+    Raises:
+        Invalid: it is not an entry in its one encoding.
+    """
+    shape = decode(data, what="entry")
+    if not isinstance(shape, list) or len(shape) != 8:
+        raise Invalid("entry: not an array of 8", field="entry")
+    seq, txid, epoch, number, unix_ns, actor, operations, idempotency = shape
+    _integer(seq, "seq", low=0, high=NUMBER_MAX)
+    _integer(txid, "txid", low=0, high=NUMBER_MAX)
+    _integer(epoch, "epoch", low=1, high=EPOCH_MAX)
+    _integer(number, "kind", low=0, high=max(Kind))
+    _integer(unix_ns, "unix_ns", low=0, high=NUMBER_MAX)
+    _text(actor, "actor", empty=True)
+    kind = Kind(number)
+    if idempotency is not None:
+        if kind is not Kind.TRANSACTION:
+            raise Invalid("entry.idempotency: not on a transaction", field="entry.idempotency")
+        _array(idempotency, 2, "idempotency")
+        _octets(idempotency[0], "idempotency.key", low=1, high=limits.IDEMPOTENCY_KEY_BYTES_MAX)
+        _octets(idempotency[1], "idempotency.fingerprint", low=FINGERPRINT_BYTES, high=FINGERPRINT_BYTES)
+    return Entry(
+        seq=seq,
+        txid=txid,
+        epoch=epoch,
+        kind=kind,
+        unix_ns=unix_ns,
+        actor=actor,
+        operations=_operations(kind, operations),
+        idempotency=None if idempotency is None else (idempotency[0], idempotency[1]),
+    )
+
+
+def leaf_hash(entry: bytes) -> bytes:
+    """The hash of an encoded entry."""
+    return hashlib.sha256(_LEAF_TAG + entry).digest()
+
+
+def chain_hash(previous: bytes, leaf: bytes) -> bytes:
+    """The chain after a leaf. `previous` is ZERO_HASH before entry 0."""
+    return hashlib.sha256(_CHAIN_TAG + previous + leaf).digest()
+
+
+def node_hash(left: bytes, right: bytes) -> bytes:
+    """An interior node of the Merkle mountain range."""
+    return hashlib.sha256(_NODE_TAG + left + right).digest()
+
+
+def append(peaks: Sequence[bytes], count: int, leaf: bytes) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+    """Adds a leaf to a range of `count` leaves: the new peaks, and the nodes that it completes, lowest first.
+
+    Peaks stand left to right: the highest mountain first, as the bits of `count`.
+    """
+    assert len(peaks) == count.bit_count(), (len(peaks), count)
+    rest = list(peaks)
+    nodes: list[bytes] = []
+    node = leaf
+    while count & 1:
+        node = node_hash(rest.pop(), node)
+        nodes.append(node)
+        count >>= 1
+    return (*rest, node), tuple(nodes)
+
+
+def root(peaks: Sequence[bytes]) -> bytes:
+    """One hash for the whole range: its peaks, bagged from right to left. ZERO_HASH for an empty one."""
+    if not peaks:
+        return ZERO_HASH
+    bag = peaks[-1]
+    for peak in reversed(peaks[:-1]):
+        bag = node_hash(peak, bag)
+    return bag
+
+
+def peak_leaves(count: int) -> list[tuple[int, int]]:
+    """Where the peaks over `count` leaves lie: for each, left to right, (seq of its last leaf, height).
+
+    A peak of height h > 0 is node h - 1 in the record of its last leaf; one of height 0 is that leaf.
+    """
+    places = []
+    end = 0
+    for height in range(count.bit_length() - 1, -1, -1):
+        if count >> height & 1:
+            end += 1 << height
+            places.append((end - 1, height))
+    return places
+
+
+def encode_record(record: JournalRecord) -> bytes:
+    """The record's bytes on disk."""
+    assert len(record.nodes) <= _NODES_MAX, len(record.nodes)
+    return b"".join((record.leaf, record.chain, bytes((len(record.nodes),)), *record.nodes, record.entry))
+
+
+def decode_record(data: bytes) -> JournalRecord:
+    """Takes a record apart. Its entry is not looked at.
+
+    Raises:
+        Invalid: it is too short for what it says it holds.
+    """
+    if len(data) < _HEAD_BYTES:
+        raise Invalid(f"record: {len(data)} bytes, too short", field="record")
+    count = data[2 * HASH_BYTES]
+    end = _HEAD_BYTES + count * HASH_BYTES
+    if count > _NODES_MAX or len(data) <= end:
+        raise Invalid(f"record: {len(data)} bytes cannot hold {count} nodes and an entry", field="record")
+    nodes = tuple(data[at : at + HASH_BYTES] for at in range(_HEAD_BYTES, end, HASH_BYTES))
+    return JournalRecord(
+        leaf=data[:HASH_BYTES], chain=data[HASH_BYTES : 2 * HASH_BYTES], nodes=nodes, entry=data[end:]
+    )
+
+
+def record_entry(data: bytes) -> bytes:
+    """The encoded entry in a record that this process or an earlier one wrote."""
+    return data[_HEAD_BYTES + data[2 * HASH_BYTES] * HASH_BYTES :]
+
+
+def record_chain(data: bytes) -> bytes:
+    """The chain hash in a record."""
+    return data[HASH_BYTES : 2 * HASH_BYTES]
+
+
+def _operations_shape(entry: Entry) -> list[Any]:
+    operations = entry.operations
+    match operations:
+        case tuple():
+            assert entry.kind is Kind.TRANSACTION, entry.kind
+            problem = writes_problem(operations)
+            assert not problem, problem
+            return [[0, w.key, w.value] if isinstance(w, Put) else [1, w.key] for w in operations]
+        case Ownership():
+            assert entry.kind is Kind.OWNERSHIP, entry.kind
+            return [
+                operations.previous_epoch,
+                operations.previous_seq,
+                operations.previous_txid,
+                operations.previous_chain,
+                operations.session,
+            ]
+        case InSync():
+            assert entry.kind is Kind.IN_SYNC, entry.kind
+            return [operations.version, list(operations.members)]
+        case AcceptedLoss():
+            assert entry.kind is Kind.ACCEPTED_LOSS, entry.kind
+            return [operations.epoch]
+
+
+def writes_problem(writes: Sequence[Write]) -> str:
+    """Why these writes cannot be stored (empty: they can).
+
+    The order of `versions` and LMDB's longest key rest on this, so it is held for copies as for own entries.
+    """
+    for write in writes:
+        if not write.key or "\x00" in write.key:
+            return f"key {write.key[:64]!r} is empty or has a NUL"
+        if len(write.key.encode()) > limits.KEY_BYTES_MAX:
+            return f"key {write.key[:64]!r}… has more than {limits.KEY_BYTES_MAX} bytes"
+    if len({write.key for write in writes}) != len(writes):
+        return "a key is written twice"
+    return ""
+
+
+def _operations(kind: Kind, shape: Any) -> Operations:
+    if kind is Kind.TRANSACTION:
+        return _writes(shape)
+    if kind is Kind.OWNERSHIP:
+        _array(shape, 5, "operations")
+        epoch, seq, txid, chain, session = shape
+        _integer(epoch, "operations.epoch", low=0, high=EPOCH_MAX)
+        _integer(seq, "operations.seq", low=-1, high=NUMBER_MAX)
+        _integer(txid, "operations.txid", low=0, high=NUMBER_MAX)
+        _octets(chain, "operations.chain", low=HASH_BYTES, high=HASH_BYTES)
+        _text(session, "operations.session", empty=False)
+        return Ownership(
+            previous_epoch=epoch, previous_seq=seq, previous_txid=txid, previous_chain=chain, session=session
+        )
+    if kind is Kind.IN_SYNC:
+        _array(shape, 2, "operations")
+        version, members = shape
+        _integer(version, "operations.version", low=0, high=NUMBER_MAX)
+        _array(members, None, "operations.members")
+        for member in members:
+            _text(member, "operations.members", empty=False)
+        if members != sorted(set(members)):
+            raise Invalid("entry.operations.members: not sorted", field="entry.operations.members")
+        return InSync(version=version, members=tuple(members))
+    _array(shape, 1, "operations")
+    _integer(shape[0], "operations.epoch", low=0, high=EPOCH_MAX)
+    return AcceptedLoss(epoch=shape[0])
+
+
+def _writes(shape: Any) -> tuple[Write, ...]:
+    _array(shape, None, "operations")
+    writes: list[Write] = []
+    for part in shape:
+        match part:
+            case [0, str(key), bytes(value)] if type(part[0]) is int:
+                writes.append(Put(key, value))
+            case [1, str(key)] if type(part[0]) is int:
+                writes.append(Delete(key))
+            case _:
+                raise Invalid("entry.operations: neither a put nor a delete", field="entry.operations")
+    problem = writes_problem(writes)
+    if problem:
+        raise Invalid(f"entry.operations: {problem}", field="entry.operations")
+    return tuple(writes)
+
+
+def _integer(value: Any, name: str, *, low: int, high: int) -> None:
+    if type(value) is not int or not low <= value <= high:
+        raise Invalid(f"entry.{name}: want an integer from {low} to {high}", field=f"entry.{name}")
+
+
+def _text(value: Any, name: str, *, empty: bool) -> None:
+    if not isinstance(value, str) or not (value or empty):
+        raise Invalid(f"entry.{name}: want a text", field=f"entry.{name}")
+
+
+def _octets(value: Any, name: str, *, low: int, high: int) -> None:
+    if not isinstance(value, bytes) or not low <= len(value) <= high:
+        raise Invalid(f"entry.{name}: want {low} to {high} bytes", field=f"entry.{name}")
+
+
+def _array(value: Any, length: int | None, name: str) -> None:
+    if not isinstance(value, list) or (length is not None and len(value) != length):
+        size = "" if length is None else f" of {length}"
+        raise Invalid(f"entry.{name}: want an array{size}", field=f"entry.{name}")

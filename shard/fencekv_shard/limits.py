@@ -1,0 +1,50 @@
+"""Every limit of a shard, in one place: units last."""
+
+from __future__ import annotations
+
+from typing import Final
+
+KEY_BYTES_MAX: Final = 1024
+KEY_RESERVED_PREFIX: Final = "\x01"  # keys of FenceKV's own
+VALUE_BYTES_MAX: Final = 1 << 20
+TXN_OPERATIONS_MAX: Final = 1000
+TXN_BYTES_MAX: Final = 10 * 1000 * 1000
+IDEMPOTENCY_KEY_BYTES_MAX: Final = 256
+ACTOR_BYTES_MAX: Final = 256
+BODY_BYTES_MAX: Final = 16 * 1000 * 1000  # of an HTTP request: a full transaction in base64
+LIST_ITEMS_MAX: Final = 1000
+LIST_ITEMS_DEFAULT: Final = 100
+LIST_BYTES_MAX: Final = 8 << 20  # a page ends early rather than pass this
+
+ROUND_TRANSACTIONS_MAX: Final = 1024
+ROUND_BYTES_MAX: Final = 16 << 20
+QUEUE_TRANSACTIONS_MAX: Final = 4096  # waiting for a round, a partition
+QUEUE_BYTES_MAX: Final = 64 << 20
+UNCOMMITTED_TRANSACTIONS_MAX: Final = 8192  # fsynced here, waiting for standbys, a partition
+HELD_REQUESTS_MAX: Final = 4096  # held during a planned move
+HELD_SECONDS_MAX: Final = 2.0
+
+OVERLAY_ENTRIES_MAX: Final = 20_000  # journal entries not yet applied; then writers wait
+OVERLAY_BYTES_MAX: Final = 64 << 20
+APPLY_ENTRIES: Final = 2_000  # applied in one step
+APPLY_IDLE_SECONDS: Final = 0.5  # after the last round
+
+DISK_RESERVE_BYTES: Final = 64 << 20  # or DISK_RESERVE_SHARE, whichever is larger
+DISK_RESERVE_SHARE: Final = 0.05
+MAP_BYTES: Final = 16 << 30  # address space of one environment; files stay as small as their content
+
+FRAME_BYTES_MAX: Final = 16 << 20
+SHIP_ENTRIES_MAX: Final = 1024  # in one append message
+SHIP_BYTES_MAX: Final = 4 << 20
+SHIP_WINDOW_ENTRIES: Final = 4096  # shipped on one stream and not yet confirmed
+TAIL_MESSAGES_MAX: Final = 64  # received on one stream and not yet worked off
+JOIN_LAG_ENTRIES_MAX: Final = 64  # a standby this close to the end may join the set
+TICK_SECONDS: Final = 0.25  # of the node: silent standbys, pings
+TICK_SLICE_SECONDS_MAX: Final = 0.5  # what one tick may count: a long pause was ours, not the standbys'
+PEER_SILENCE_SECONDS: Final = 2.0  # then the connection is given up and dialled again
+STANDBY_TIMEOUT_SECONDS: Final = 1.0  # a counted standby silent this long is asked out of the set
+ALONE_SECONDS: Final = 2.0  # an owner below minInSync this long says so on its partition Lease
+DRAIN_SECONDS: Final = 20.0  # for all planned moves at SIGTERM
+FRESH_SECONDS_MAX: Final = 2.0  # a read waits this long for its minimum token
+UNCLEAN_ANSWER_SECONDS: Final = 10.0  # a request whose standbys do not confirm is answered Unknown after this
+WRITER_THREADS: Final = 4

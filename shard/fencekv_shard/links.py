@@ -1,0 +1,58 @@
+"""The connections to the owners whose partitions this shard follows: one an address."""
+
+from __future__ import annotations
+
+from fencekv.leases import Session
+from fencekv_shard.partition import Partition
+from fencekv_shard.peer import Transport
+from fencekv_shard.tail import Link
+
+
+class Links:
+    """Implements `partition.Follow`."""
+
+    def __init__(self, *, transport: Transport, session: Session, kvns: str) -> None:
+        self._transport, self._session, self._kvns = transport, session, kvns
+        self._links: dict[str, Link] = {}
+
+    def follow(self, partition: Partition, address: str) -> None:
+        """Follows the owner at `address`, and no other one."""
+        uid = partition.spec.uid
+        for other in self._links.values():
+            if other.address != address:
+                other.unfollow(uid)
+        link = self._links.get(address)
+        if link is None:
+            link = Link(address=address, transport=self._transport, session=self._session, kvns=self._kvns)
+            self._links[address] = link
+        if not link.follows(uid):
+            link.follow(uid, partition)
+        self._close_idle()
+
+    def unfollow(self, partition: Partition) -> None:
+        """Follows nobody."""
+        for link in self._links.values():
+            link.unfollow(partition.spec.uid)
+        self._close_idle()
+
+    def tick(self, slice_seconds: float) -> None:
+        """Looks for silent owners."""
+        for link in self._links.values():
+            link.tick(slice_seconds)
+
+    async def ping(self, number: int) -> None:
+        """Asks all owners for a sign of life."""
+        for link in list(self._links.values()):
+            await link.ping(number)
+
+    def close(self) -> None:
+        """Ends all connections."""
+        for link in self._links.values():
+            link.close()
+        self._links.clear()
+
+    def _close_idle(self) -> None:
+        for address, link in list(self._links.items()):
+            if link.idle:
+                link.close()
+                del self._links[address]

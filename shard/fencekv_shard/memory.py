@@ -1,0 +1,99 @@
+"""What a pod remembers on its volume besides its replicas: renewals, and whose records are suspect.
+
+Invariants:
+  * The remembered renewal never falls. It is written after the renewal was carried out, so that a Lease that
+    shows less was deleted or put back to an earlier copy.
+  * A partition is suspect until a grant of it with a higher epoch has been seen.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+logger = logging.getLogger(__name__)
+
+
+class DataFolderInUse(Exception):
+    """Another process holds the data folder: an older one that still drains, or a volume attached twice."""
+
+
+class PodMemory:
+    """`renewal.json` and the lock of the data folder.
+
+    Args:
+        folder: the data folder; created if missing.
+        epochs: gives the highest known epoch of each replica of this pod, by partition UID.
+    """
+
+    def __init__(self, folder: Path, *, epochs: Callable[[], Mapping[str, int]]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / "renewal.json"
+        self._epochs = epochs
+        self._lock = _locked(folder / "shard.lock")
+        stored = self._read()
+        self.renewal: int = stored.get("renewal", 0)
+        self._suspects: dict[str, int] = stored.get("suspect", {})
+
+    def remember(self, renewal: int) -> None:
+        """Stores the number of a renewal that was carried out.
+
+        Not fsynced: after a power loss an older number only makes the check less sharp.
+        """
+        self.renewal = max(self.renewal, renewal)
+        self._write()
+
+    def suspect(self) -> None:
+        """Marks the records of all replicas of this pod as suspect, durably."""
+        for uid, epoch in self._epochs().items():
+            self._suspects[uid] = max(epoch, self._suspects.get(uid, -1))
+        self._write(sync=True)
+
+    def is_suspect(self, uid: str) -> bool:
+        """Whether the record of a partition is suspect to this pod."""
+        return uid in self._suspects
+
+    def granted(self, uid: str, epoch: int) -> None:
+        """Takes note of a grant: one above the suspected epoch clears the suspicion."""
+        if uid in self._suspects and epoch > self._suspects[uid]:
+            del self._suspects[uid]
+            self._write(sync=True)
+
+    def close(self) -> None:
+        """Lets go of the folder."""
+        self._lock.close()
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            stored = json.loads(self._path.read_text())
+        except FileNotFoundError:
+            return {}
+        except ValueError:
+            # A torn write of a file that is only ever replaced whole: treat it as a volume that lost something.
+            logger.error("%s is damaged: beginning anew", self._path)
+            return {}
+        return dict(stored)
+
+    def _write(self, *, sync: bool = False) -> None:
+        beside = self._path.with_suffix(".new")
+        with beside.open("w") as file:
+            json.dump({"renewal": self.renewal, "suspect": self._suspects}, file)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        beside.rename(self._path)
+
+
+def _locked(path: Path) -> IO[bytes]:
+    file = path.open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise DataFolderInUse(f"{path.parent} is in use by another process") from error
+    return file

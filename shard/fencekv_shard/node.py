@@ -1,0 +1,424 @@
+"""The shard: its session, its partitions, and the loops that keep them going.
+
+It watches KVPartitions (what to hold), partition Leases (who owns what) and its KVNamespace (lease times), and
+hands each change to the partition it concerns. Implements `api.Node`.
+
+Invariants:
+  * The replicas on disk are opened, and the folder is locked, before the session is taken: what this pod reports
+    is what it has.
+  * When the session is over, nothing is served and `run` ends; the process must end with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fencekv import leases
+from fencekv.clock import Clock
+from fencekv.errors import Invalid, NotOwner
+from fencekv.informer import Informer
+from fencekv.kube import KV_NAMESPACES, KV_PARTITIONS, LEASES, Kube, KubeError, Unclear
+from fencekv.leases import PartitionLease, Session, SessionLease
+from fencekv_shard import folder, limits
+from fencekv_shard.api import Partition as ApiPartition
+from fencekv_shard.api import Route, Table
+from fencekv_shard.executor import Executor
+from fencekv_shard.feed import Feeds
+from fencekv_shard.fence import Role
+from fencekv_shard.links import Links
+from fencekv_shard.memory import PodMemory
+from fencekv_shard.owned import Owned
+from fencekv_shard.partition import Partition, Surroundings
+from fencekv_shard.peer import Listener, Transport
+from fencekv_shard.replica import Replica
+from fencekv_shard.session import LeaseTimes, SessionKeeper, SessionOver
+from fencekv_shard.spec import PartitionSpec
+from fencekv_shard.store import CommitFailed, Corrupt, StorageError
+
+logger = logging.getLogger(__name__)
+
+OPENING_AT_ONCE = 8
+MOVING_AT_ONCE = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeConfig:
+    """Who this shard is and where it is reached."""
+
+    kvns: str
+    namespace: str  # Kubernetes namespace
+    session: Session
+    data: Path
+    http: str  # host:port
+    peer: str  # host:port
+
+
+class Node:
+    """A shard."""
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        *,
+        kube: Kube,
+        clock: Clock,
+        transport: Transport,
+        executor_of: Callable[[str], Executor],
+        new_id: Callable[[], str],
+        on_fatal: Callable[[BaseException], None],
+    ) -> None:
+        self.config = config
+        self.kvns, self.pod = config.kvns, config.session.pod
+        self._kube, self._clock, self._transport = kube, clock, transport
+        self._on_fatal_outside = on_fatal
+        self._folder = config.data / "partitions"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._memory = PodMemory(config.data, epochs=self._known_epochs)
+        self.session = SessionKeeper(
+            kube=kube,
+            clock=clock,
+            memory=self._memory,
+            session=config.session,
+            kvns=config.kvns,
+            namespace=config.namespace,
+            times=LeaseTimes(),
+        )
+        self._links = Links(transport=transport, session=config.session, kvns=config.kvns)
+        self._around = Surroundings(
+            kube=kube,
+            namespace=config.namespace,
+            clock=clock,
+            session=self.session,
+            memory=self._memory,
+            folder=self._folder,
+            executor_of=executor_of,
+            new_id=new_id,
+            follow=self._links,
+            spawn=self._spawn,
+            on_fatal=self._fatal,
+        )
+        self._feeds = Feeds(
+            kvns=config.kvns, session=config.session, lookup=self._owned_of, session_over=self._session_over
+        )
+        labels = f"{leases.LABEL_NAMESPACE}={config.kvns}"
+        self._specs: dict[str, PartitionSpec] = {}  # of all partitions of the namespace, by UID
+        self._tables: dict[str, dict[int, PartitionSpec]] = {}
+        self._partitions: dict[str, Partition] = {}  # the replicas on this shard, by UID
+        self._stored: dict[str, Replica] = {}  # opened at the start, their KVPartition not seen yet
+        self._raw_leases: dict[str, dict[str, Any]] = {}  # by partition UID
+        self._seen_leases: dict[str, PartitionLease] = {}
+        self._opening: set[str] = set()
+        self._opening_slots = asyncio.Semaphore(OPENING_AT_ONCE)
+        self._tasks: dict[asyncio.Task[None], None] = {}  # ordered, unlike a set
+        self._listener: Listener | None = None
+        self._failed = False
+        namespace = config.namespace
+        self._informers = (
+            Informer(kube, KV_PARTITIONS, namespace, labels=labels, on_change=self._partition_changed),
+            Informer(
+                kube,
+                LEASES,
+                namespace,
+                labels=f"{labels},{leases.LABEL_KIND}={leases.KIND_PARTITION}",
+                on_change=self._lease_changed,
+            ),
+        )
+        self._settings = Informer(kube, KV_NAMESPACES, namespace, on_change=self._settings_changed)
+
+    # -- life -------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Opens what lies on disk, listens for followers, and takes the session."""
+        await asyncio.gather(*(self._open_stored(uid) for uid in folder.uids(self._folder)))
+        self._listener = await self._transport.listen(self.config.peer, self._feeds.serve)
+        settings = asyncio.ensure_future(self._settings.run())
+        self._tasks[settings] = None
+        await self._settings.synced.wait()  # V is known before the first renewal carries it
+        await self.session.take(http=self.config.http, peer=self.config.peer)
+
+    async def run(self) -> None:
+        """Serves until the session is over.
+
+        Raises:
+            SessionOver: the process must end.
+        """
+        loops = [asyncio.ensure_future(loop) for loop in (*(i.run() for i in self._informers), self._tick())]
+        try:
+            await self.session.run()
+        finally:
+            for loop in loops:
+                loop.cancel()
+            await asyncio.gather(*loops, return_exceptions=True)
+
+    async def drain(self) -> None:
+        """Gives all owned partitions away, in planned moves, as far as DRAIN_SECONDS allow."""
+        slots = asyncio.Semaphore(MOVING_AT_ONCE)
+
+        async def move(partition: Partition) -> None:
+            async with slots:
+                await partition.move()
+
+        owned = [p for p in self._partitions.values() if p.fence.role is Role.OWNER]
+        if owned:
+            moves = [asyncio.ensure_future(move(partition)) for partition in owned]
+            await asyncio.wait(moves, timeout=limits.DRAIN_SECONDS)
+
+    async def stop(self, *, release: bool) -> None:
+        """Serves nothing more; with `release` says so on the session Lease."""
+        self.session.end("the shard stops")
+        for partition in self._partitions.values():
+            if partition.owned is not None:
+                partition.owned.stop(NotOwner("the shard stops"))
+        if release:
+            await self.session.release()
+        self._links.close()
+        if self._listener is not None:
+            self._listener.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for partition in list(self._partitions.values()):
+            await partition.close()
+        for replica in self._stored.values():
+            await replica.close()
+        self._memory.close()
+
+    # -- api.Node ---------------------------------------------------------------------------------------------
+
+    def table(self, name: str) -> Table:
+        """A table as its partitions describe it."""
+        specs = self._tables.get(name)
+        if not specs:
+            raise Invalid(f"no table {name!r} in namespace {self.kvns!r}", status=404, field="table")
+        spec = specs[min(specs)]
+        return Table(
+            name=name,
+            partitioning=spec.partitioning,
+            durability=spec.durability,
+            value_bytes_max=spec.value_bytes_max,
+            key_pattern=spec.key_pattern,
+            partitions=[f"{name}-{index}" for index in range(spec.partitioning.count)],
+        )
+
+    def route(self, table: str, index: int) -> Route:
+        """Who owns a partition, as far as this shard knows."""
+        spec = self._tables.get(table, {}).get(index)
+        name = f"{table}-{index}"
+        if spec is None:
+            return Route(partition=name, index=index, epoch=0, owner="", http="", local=False)
+        partition = self._partitions.get(spec.uid)
+        # What the partition has acted on is ahead of the watch, never behind it.
+        seen = (partition.lease if partition else None) or self._seen_leases.get(spec.uid)
+        if seen is None or seen.session is None:
+            return Route(partition=name, index=index, epoch=0, owner="", http="", local=False)
+        local = partition is not None and seen.session == self.session.session
+        owner = "" if seen.is_released and not local else seen.session.pod
+        http = seen.owner_http if owner else ""
+        return Route(partition=name, index=index, epoch=seen.epoch, owner=owner, http=http, local=local)
+
+    def local(self, table: str, index: int) -> ApiPartition | None:
+        """The replica on this shard."""
+        spec = self._tables.get(table, {}).get(index)
+        return self._partitions.get(spec.uid) if spec else None
+
+    async def hold(self, table: str, index: int) -> None:
+        """Waits while a planned move is under way."""
+        spec = self._tables.get(table, {}).get(index)
+        partition = self._partitions.get(spec.uid) if spec else None
+        if partition is not None:
+            await partition.hold()
+
+    async def release(self, uid: str, epoch: int, target: str) -> bool:
+        """Begins a planned move of a partition owned under `epoch`; False: it is not."""
+        partition = self._partitions.get(uid)
+        if partition is None or partition.fence.role is not Role.OWNER or partition.fence.epoch != epoch:
+            return False
+        self._spawn(_ignore_result(partition.move(target)))
+        return True
+
+    def report(self) -> dict[str, object]:
+        """The body of /peer/v1/report."""
+        return {
+            "session": str(self.session.session),
+            "pod": self.pod,
+            "ready": self.ready(),
+            "renewal": self.session.number,
+            "replicas": [self._partitions[uid].report() for uid in sorted(self._partitions)],
+        }
+
+    def live(self) -> bool:
+        """Nothing fatal happened."""
+        return not self._failed
+
+    def ready(self) -> bool:
+        """It holds its session and has opened what it should hold."""
+        synced = all(informer.synced.is_set() for informer in self._informers)
+        return self.live() and synced and not self._opening and self.session.valid()
+
+    # -- changes ----------------------------------------------------------------------------------------------
+
+    def _partition_changed(self, kind: str, item: dict[str, Any]) -> None:
+        spec = PartitionSpec.parse(item)
+        if kind == "DELETED":
+            self._forget(spec)
+            return
+        self._specs[spec.uid] = spec
+        self._tables.setdefault(spec.table, {})[spec.index] = spec
+        partition = self._partitions.get(spec.uid)
+        if partition is not None:
+            partition.respec(spec)
+        elif self.pod in spec.replicas and spec.uid not in self._opening:
+            self._opening.add(spec.uid)
+            self._spawn(self._open(spec))
+
+    def _lease_changed(self, kind: str, item: dict[str, Any]) -> None:
+        if kind == "DELETED":
+            return  # the record is lost, not the ownership: the operator sees to it
+        try:
+            seen = PartitionLease.parse(item)
+        except leases.MalformedLease as error:
+            logger.error("%s: %s", item["metadata"]["name"], error)
+            return
+        known = self._seen_leases.get(seen.partition_uid)
+        if known is not None and seen.epoch < known.epoch:
+            return
+        self._raw_leases[seen.partition_uid] = item
+        self._seen_leases[seen.partition_uid] = seen
+        partition = self._partitions.get(seen.partition_uid)
+        if partition is not None:
+            partition.lease_changed(item)
+
+    def _settings_changed(self, kind: str, item: dict[str, Any]) -> None:
+        if item["metadata"]["name"] != self.kvns or kind == "DELETED":
+            return
+        times = item["spec"].get("lease") or {}
+        self.session.times = LeaseTimes(
+            valid_seconds=int(times.get("validSeconds", 4)), renew_seconds=float(times.get("renewSeconds", 1))
+        )
+
+    async def _open_stored(self, uid: str) -> None:
+        """Opens a replica that lies on disk, whether or not its KVPartition still exists."""
+        try:
+            async with self._opening_slots:
+                self._stored[uid] = await self._open_replica(uid)
+        except StorageError as error:
+            logger.error("%s: not opened: %s", uid, error)
+
+    async def _open(self, spec: PartitionSpec) -> None:
+        try:
+            async with self._opening_slots:
+                replica = self._stored.pop(spec.uid, None) or await self._open_replica(spec.uid)
+        except CommitFailed as error:
+            self._fatal(error)
+            return
+        except StorageError as error:
+            # Stays in `_opening`: the pod is not Ready, and does not report this replica.
+            logger.error("%s: not opened: %s", spec.name, error)
+            return
+        self._opening.discard(spec.uid)
+        if spec.uid not in self._specs:
+            await replica.close()
+            return
+        partition = self._partitions[spec.uid] = Partition(self._specs[spec.uid], replica, self._around)
+        raw = self._raw_leases.get(spec.uid)
+        if raw is not None:
+            partition.lease_changed(raw)
+
+    async def _open_replica(self, uid: str) -> Replica:
+        executor, new_id = self._around.executor_of(uid), self._around.new_id
+        try:
+            return await Replica.open(self._folder, uid, executor=executor, new_id=new_id)
+        except Corrupt as error:
+            logger.error("%s: seeding anew: %s", uid, error)
+            return await Replica.reseed(self._folder, uid, executor=executor, new_id=new_id, promised=0)
+
+    def _forget(self, spec: PartitionSpec) -> None:
+        self._specs.pop(spec.uid, None)
+        self._opening.discard(spec.uid)
+        self._raw_leases.pop(spec.uid, None)
+        self._seen_leases.pop(spec.uid, None)
+        known = self._tables.get(spec.table, {})
+        if spec.index in known and known[spec.index].uid == spec.uid:
+            del known[spec.index]
+            if not known:
+                del self._tables[spec.table]
+        partition = self._partitions.pop(spec.uid, None)
+        if partition is not None:
+            self._spawn(self._remove(partition))
+
+    async def _remove(self, partition: Partition) -> None:
+        """A KVPartition was deleted: its files go, or stay marked, by its deletionPolicy."""
+        await partition.close()
+        files = Replica.retain if partition.spec.keep_data else Replica.discard
+        await self._around.executor_of(partition.spec.uid).run(lambda: files(self._folder, partition.spec.uid))
+
+    # -- loops ------------------------------------------------------------------------------------------------
+
+    async def _tick(self) -> None:
+        """The one timer of a shard: silent peers, pings, the deadline of what is under way."""
+        number, before = 0, self._clock.now()
+        while True:
+            await asyncio.sleep(limits.TICK_SECONDS)
+            now = self._clock.now()
+            elapsed, before = min(now - before, limits.TICK_SLICE_SECONDS_MAX), now
+            number += 1
+            valid = self.session.valid()
+            for partition in list(self._partitions.values()):
+                if partition.owned is not None:
+                    if not valid:
+                        partition.owned.engine.expire()
+                    partition.owned.tick(elapsed)
+            self._links.tick(elapsed)
+            await self._links.ping(number)
+            await self._feeds.ping(number)
+
+    def _owned_of(self, uid: str) -> Owned | None:
+        partition = self._partitions.get(uid)
+        return partition.owned if partition else None
+
+    async def _session_over(self, session: Session) -> bool:
+        try:
+            lease = await self._kube.get(
+                LEASES, self.config.namespace, leases.session_lease_name(session.pod), timeout=1.0
+            )
+            return SessionLease.parse(lease).over(session)
+        except (KubeError, Unclear, leases.MalformedLease):
+            return False
+
+    def _known_epochs(self) -> Mapping[str, int]:
+        stored = {uid: replica.known_epoch for uid, replica in self._stored.items()}
+        return {**stored, **{uid: p.replica.known_epoch for uid, p in self._partitions.items()}}
+
+    def _fatal(self, error: BaseException) -> None:
+        """A commit failed: nothing is acknowledged any more, and the process ends."""
+        logger.critical("commit failed: %s", error)
+        self._failed = True
+        self.session.end("a commit failed")
+        for partition in self._partitions.values():
+            if partition.owned is not None:
+                partition.owned.stop(NotOwner("a commit failed on this shard"))
+        self._on_fatal_outside(error)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks[task] = None
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(task, None)
+        if not task.cancelled() and task.exception() is not None:
+            # An error that nobody expected, in code that holds a protocol: stop rather than go on.
+            logger.critical("unexpected error", exc_info=task.exception())
+            self._fatal(task.exception())  # type: ignore[arg-type]
+
+
+async def _ignore_result(work: Coroutine[Any, Any, bool]) -> None:
+    with contextlib.suppress(SessionOver):
+        await work

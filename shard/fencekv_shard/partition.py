@@ -1,0 +1,437 @@
+"""One partition on this shard: its replica, its role, and what it does when its Lease changes.
+
+The Lease's watch tells what to become; `fence` tells what is allowed; `Owned` acts as the owner, `tail` as a
+standby. This module joins them.
+
+Invariants:
+  * There is an `Owned` exactly while the role is GRANTED, OWNER or CLOSED, and it has the fence's epoch.
+  * An older Lease than the one acted on last changes nothing: epochs only rise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from fencekv.clock import Clock
+from fencekv.errors import FenceKVError, NotOwner, Unavailable
+from fencekv.kube import Kube
+from fencekv.leases import PartitionLease
+from fencekv.token import Token
+from fencekv_shard import limits
+from fencekv_shard.api import Committed, Consistency, HistoryPage, Item, Options, Page, Range, ReadAnswer
+from fencekv_shard.engine import Engine
+from fencekv_shard.executor import Executor
+from fencekv_shard.fence import Event, Fence, Role
+from fencekv_shard.freshness import Freshness, judge
+from fencekv_shard.membership import Membership
+from fencekv_shard.memory import PodMemory
+from fencekv_shard.owned import Owned
+from fencekv_shard.replica import Replica
+from fencekv_shard.session import SessionKeeper
+from fencekv_shard.spec import PartitionSpec
+from fencekv_shard.store import CommitFailed, DiskFull, StalePromise
+from fencekv_shard.transaction import Transaction
+
+logger = logging.getLogger(__name__)
+
+Spawn = Callable[[Coroutine[Any, Any, None]], object]
+
+
+class Follow(Protocol):
+    """How a partition has its owner followed, or no longer."""
+
+    def follow(self, partition: Partition, address: str) -> None:
+        """Follows the owner at `address`."""
+        ...
+
+    def unfollow(self, partition: Partition) -> None:
+        """Follows nobody."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What all partitions of a shard share."""
+
+    kube: Kube
+    namespace: str
+    clock: Clock
+    session: SessionKeeper
+    memory: PodMemory
+    folder: Path
+    executor_of: Callable[[str], Executor]
+    new_id: Callable[[], str]
+    follow: Follow
+    spawn: Spawn
+    on_fatal: Callable[[BaseException], None]
+
+
+class Partition:
+    """A replica with its role. Implements `api.Partition` and `tail.Following`."""
+
+    def __init__(self, spec: PartitionSpec, replica: Replica, around: Surroundings) -> None:
+        self.spec, self.replica, self._around = spec, replica, around
+        self.fence = Fence()
+        self.owned: Owned | None = None
+        self.lease: PartitionLease | None = None  # None: none was seen yet.
+        self._raw: dict[str, Any] | None = None
+        self._settling = False
+        self._moving = False
+        self._route_changed = asyncio.Event()
+        self._progress = asyncio.Event()
+        self._applying = False
+        self._apply_timer: asyncio.TimerHandle | None = None
+        self._replica_changes = asyncio.Lock()  # a replica is not exchanged while it is being granted
+        self._closed = False
+
+    @property
+    def name(self) -> str:
+        """The KVPartition's name."""
+        return self.spec.name
+
+    @property
+    def member(self) -> str:
+        """This replica as an in-sync set names it."""
+        return f"{self._around.session.session.pod}/{self.replica.replica_id}"
+
+    @property
+    def serving(self) -> bool:
+        """Whether it acts as the owner now."""
+        return (
+            self.fence.role is Role.OWNER
+            and not self._moving
+            and self._around.clock.now() < self._around.session.deadline
+        )
+
+    # -- requests ---------------------------------------------------------------------------------------------
+
+    async def submit(self, transaction: Transaction, options: Options) -> Committed:
+        """Commits a validated transaction as the owner."""
+        owned = self._admit(options)
+        if options.min_token is not None:
+            await self._fresh(options.min_token, owner=True)
+            owned = self._admit(options)
+        return await owned.engine.submit(transaction, options)
+
+    async def read(self, key: str, options: Options) -> ReadAnswer:
+        """Reads a key."""
+        await self._prepare(options)
+        record = self.replica.read(key, self.replica.commit_seq)
+        answer = ReadAnswer(record=record, token=self.token())
+        self._confirm_read(options)
+        return answer
+
+    async def scan(self, span: Range, options: Options) -> Page:
+        """Reads a page of keys."""
+        await self._prepare(options)
+        at = self.replica.commit_seq
+        if span.at is not None and span.at > at:
+            raise Unavailable("this replica has not reached the page's state yet")
+        at = at if span.at is None else span.at
+        found, more = self.replica.scan(start=span.start, end=span.end, after=span.after, limit=span.limit, at=at)
+        items = [Item(key, record) for key, record in found]
+        page = Page(items=items, more=more, token=self._token_at(at), seq=at)
+        self._confirm_read(options)
+        return page
+
+    async def history(self, key: str, *, before: int | None, limit: int, options: Options) -> HistoryPage:
+        """Reads versions of a key, newest first."""
+        await self._prepare(options)
+        at = self.replica.commit_seq
+        changes, more = self.replica.history(key, before=before, limit=limit, at=at)
+        page = HistoryPage(changes=changes, more=more, token=self.token())
+        self._confirm_read(options)
+        return page
+
+    def token(self) -> Token:
+        """Where this replica's committed state stands."""
+        return self._token_at(self.replica.commit_seq)
+
+    def _token_at(self, seq: int) -> Token:
+        if seq < 0:
+            return Token(0, 0)
+        entry = self.replica.entry(seq)
+        return Token(entry.epoch, entry.txid)
+
+    def _admit(self, options: Options) -> Owned:
+        around = self._around
+        self.fence.admit(now=around.clock.now(), deadline=around.session.deadline, client_epoch=options.epoch)
+        if self._moving:
+            raise NotOwner("the partition is being moved", epoch=self.fence.epoch)
+        assert self.owned is not None, self.fence
+        return self.owned
+
+    async def _prepare(self, options: Options) -> None:
+        """Before a read: as fresh as was asked for. What is read next is one snapshot: no await comes between."""
+        primary = options.consistency is Consistency.PRIMARY
+        if primary:
+            self._admit(options)
+        if options.min_token is not None:
+            await self._fresh(options.min_token, owner=primary)
+        if primary:
+            self._admit(options)
+
+    def _confirm_read(self, options: Options) -> None:
+        """After the snapshot of a primary read: the deadline must not have passed meanwhile."""
+        if options.consistency is Consistency.PRIMARY:
+            self._admit(options)
+
+    async def _fresh(self, token: Token, *, owner: bool) -> None:
+        """Waits until this replica has reached `token`."""
+        try:
+            async with asyncio.timeout(limits.FRESH_SECONDS_MAX):
+                while judge(token, at=self.token(), ends=self.replica.ends) is not Freshness.SATISFIED:
+                    if owner and token.epoch > self.fence.epoch:
+                        raise NotOwner(f"a newer owner exists: epoch {token.epoch}", epoch=token.epoch)
+                    self._progress.clear()
+                    await self._progress.wait()
+        except TimeoutError as error:
+            text = f"token {token} was not reached in time, this replica is at {self.token()}"
+            raise (Unavailable(text) if owner else NotOwner(text)) from error
+
+    # -- the Lease --------------------------------------------------------------------------------------------
+
+    def lease_changed(self, raw: dict[str, Any]) -> None:
+        """Takes note of the partition Lease as a watch or a list showed it."""
+        self._raw = raw
+        if not self._settling and not self._closed:
+            self._settling = True
+            self._around.spawn(self._settle())
+
+    async def _settle(self) -> None:
+        try:
+            while self._raw is not None and not self._closed:
+                raw, self._raw = self._raw, None
+                await self._become(raw, PartitionLease.parse(raw))
+        finally:
+            self._settling = False
+
+    async def _become(self, raw: dict[str, Any], seen: PartitionLease) -> None:
+        known = max(self.fence.epoch, self.lease.epoch if self.lease else 0)
+        if seen.partition_uid != self.spec.uid or seen.epoch < known:
+            return  # of an earlier partition of that name, or an older state of the Lease
+        self.lease = seen
+        self._route_changed.set()
+        self._around.memory.granted(self.spec.uid, seen.epoch)
+        if seen.session == self._around.session.session:
+            if seen.epoch > self.fence.epoch and not seen.is_released:
+                async with self._replica_changes:
+                    await self._begin(raw, seen)
+            return
+        self._depose(NotOwner("another session owns the partition", epoch=seen.epoch))
+        own_pod = self._around.session.session.pod
+        if seen.session is not None and seen.session.pod != own_pod and not seen.is_released:
+            self._around.follow.follow(self, seen.owner_peer)
+
+    async def _begin(self, raw: dict[str, Any], seen: PartitionLease) -> None:
+        """The Lease grants us a new epoch."""
+        self._around.follow.unfollow(self)
+        self._depose(NotOwner("granted anew", epoch=seen.epoch))
+        if self.member not in seen.in_sync:
+            logger.error("%s: granted to us, but %s is not in %s", self.name, self.member, seen.in_sync)
+            return
+        self.fence = self.fence.on(Event.GRANT, epoch=seen.epoch)
+        try:
+            await self.replica.promise(seen.epoch)
+        except StalePromise as error:
+            logger.warning("%s: %s", self.name, error)
+            self.fence = self.fence.on(Event.DEPOSED)
+            return
+        except (CommitFailed, DiskFull) as error:
+            self._around.on_fatal(error)
+            return
+        around = self._around
+        engine = Engine(
+            replica=self.replica,
+            epoch=seen.epoch,
+            member=self.member,
+            session=around.session,
+            clock=around.clock,
+            spec=self.spec,
+            on_growth=self._grown,
+            on_deposed=self._deposed_by_promise,
+            on_fatal=around.on_fatal,
+        )
+        membership = Membership(
+            kube=around.kube,
+            namespace=around.namespace,
+            session=around.session.session,
+            engine=engine,
+            lease=raw,
+            on_deposed=self._deposed_by_promise,
+        )
+        self.owned = Owned(engine=engine, membership=membership, spawn=around.spawn)
+        around.spawn(self._open(self.owned, seen))
+
+    async def _open(self, owned: Owned, seen: PartitionLease) -> None:
+        session = str(self._around.session.session)
+        try:
+            await owned.engine.open(session=session, members=seen.in_sync, set_version=seen.set_version)
+        except FenceKVError as error:
+            logger.info("%s: epoch %d not opened: %s", self.name, seen.epoch, error)
+            return
+        if self.owned is owned:
+            self.fence = self.fence.on(Event.OPENED)
+            logger.info("%s: owner with epoch %d", self.name, seen.epoch)
+
+    def _deposed_by_promise(self) -> None:
+        self._depose(NotOwner("a newer owner exists", epoch=self.fence.epoch))
+
+    def _depose(self, error: FenceKVError) -> None:
+        if self.owned is not None:
+            self.owned.stop(error)
+            self.owned = None
+        if self.fence.role is not Role.STANDBY:
+            self.fence = self.fence.on(Event.DEPOSED)
+
+    # -- planned moves ----------------------------------------------------------------------------------------
+
+    async def move(self, target: str = "") -> bool:
+        """Gives the partition away: drains, closes the epoch, releases the Lease. False: it could not.
+
+        `target` empty: the first standby, in the order of placement, that holds everything.
+        """
+        owned = self.owned
+        if owned is None or self.fence.role is not Role.OWNER or self._moving:
+            return False
+        self._moving = True
+        self._route_changed.clear()
+        try:
+            async with asyncio.timeout(limits.HELD_SECONDS_MAX):
+                await owned.engine.drained()
+        except (TimeoutError, FenceKVError) as error:
+            logger.warning("%s: not moved, standbys do not confirm: %r", self.name, error)
+            self._moving = False
+            self._route_changed.set()
+            return False
+        chosen = target or owned.in_sync_target(self.spec.replicas)
+        seq = self.replica.last.seq
+        try:
+            await self.replica.close_epoch(owned.engine.epoch)
+            if self.owned is owned:
+                self.fence = self.fence.on(Event.CLOSE)
+                await owned.membership.release(seq=seq, target=chosen)
+        except (CommitFailed, DiskFull) as error:
+            self._around.on_fatal(error)
+            return False
+        finally:
+            self._moving = False
+        return True
+
+    async def hold(self) -> None:
+        """Waits while a planned move is under way and nobody else is known to be the owner yet."""
+        if not self._moving and self.fence.role is not Role.CLOSED:
+            return
+        try:
+            async with asyncio.timeout(limits.HELD_SECONDS_MAX):
+                while self._moving or self.fence.role is Role.CLOSED:
+                    self._route_changed.clear()
+                    await self._route_changed.wait()
+        except TimeoutError:
+            return
+
+    # -- following --------------------------------------------------------------------------------------------
+
+    async def reseed(self, epoch: int) -> None:
+        """Sets the replica aside and opens an empty one in its place, if `epoch` is still the promised one."""
+        async with self._replica_changes:
+            promised, around = self.replica.promised, self._around
+            if promised != epoch or self.fence.role is not Role.STANDBY:
+                return
+            await self.replica.close()
+            self.replica = await Replica.reseed(
+                around.folder,
+                self.spec.uid,
+                executor=around.executor_of(self.spec.uid),
+                new_id=around.new_id,
+                promised=promised,
+            )
+
+    def committed(self, seq: int) -> None:
+        """The owner says that entries up to `seq` are committed."""
+        if seq > self.replica.commit_seq:
+            self.replica.commit(seq)
+            self._progressed()
+
+    def fatal(self, error: BaseException) -> None:
+        """A commit failed: the process must end."""
+        self._around.on_fatal(error)
+
+    def _grown(self) -> None:
+        if self.owned is not None:
+            self.owned.grown()
+        self._progressed()
+
+    def _progressed(self) -> None:
+        self._progress.set()
+        if self._applying or self._closed or not self.replica.needs_apply:
+            return
+        if self.replica.commit_seq - self.replica.applied_seq >= limits.APPLY_ENTRIES:
+            self._apply_now()
+        elif self._apply_timer is None:
+            loop = asyncio.get_running_loop()
+            self._apply_timer = loop.call_later(limits.APPLY_IDLE_SECONDS, self._apply_now)
+
+    def _apply_now(self) -> None:
+        if self._apply_timer is not None:
+            self._apply_timer.cancel()
+            self._apply_timer = None
+        if not self._applying and not self._closed:
+            self._applying = True
+            self._around.spawn(self._apply())
+
+    async def _apply(self) -> None:
+        try:
+            while not self._closed and await self.replica.apply_step() > 0:
+                pass
+        except DiskFull as error:
+            logger.warning("%s: not applied: %s", self.name, error)
+        except CommitFailed as error:
+            self._around.on_fatal(error)
+        finally:
+            self._applying = False
+
+    # -- life -------------------------------------------------------------------------------------------------
+
+    def respec(self, spec: PartitionSpec) -> None:
+        """The KVPartition's spec changed."""
+        assert spec.uid == self.spec.uid, (spec, self.spec)
+        self.spec = spec
+        if self.owned is not None:
+            self.owned.engine.spec = spec
+
+    async def close(self) -> None:
+        """Ends it on this shard; the files stay."""
+        self._closed = True
+        if self._apply_timer is not None:
+            self._apply_timer.cancel()
+        self._around.follow.unfollow(self)
+        self._depose(NotOwner("this shard does not hold the partition any more"))
+        await self.replica.close()
+
+    def report(self) -> dict[str, object]:
+        """This replica's part of the shard's report."""
+        replica, last = self.replica, self.replica.last
+        return {
+            "uid": self.spec.uid,
+            "partition": self.name,
+            "replica": replica.replica_id,
+            "promised": replica.promised,
+            "epoch": max(replica.known_epoch, self.fence.epoch),
+            "lastEpoch": last.epoch,
+            "lastSeq": last.seq,
+            "lastTxid": last.txid,
+            "appliedSeq": replica.applied_seq,
+            "commitSeq": replica.commit_seq,
+            "setVersion": replica.set_version,
+            "members": list(replica.members),
+            "role": str(self.fence.role),
+            "serving": self.serving,
+            "closedEpoch": replica.closed_epoch,
+            "suspect": self._around.memory.is_suspect(self.spec.uid),
+        }

@@ -1,0 +1,114 @@
+"""Puts a shard together from its environment, and runs it until it drains or its session is over."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import secrets
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+from fencekv.access import NoAccess, in_cluster
+from fencekv.clock import SystemClock
+from fencekv.kube import HttpKube
+from fencekv.leases import MalformedLease, Session
+from fencekv_shard.executor import WriterThreads
+from fencekv_shard.node import Node, NodeConfig
+from fencekv_shard.peer import TcpTransport
+from fencekv_shard.server import start_server
+
+logger = logging.getLogger(__name__)
+
+# Few objects of a shard die in cycles; the default threshold stops the loop often for nothing.
+GC_THRESHOLD: Final = 50_000
+
+
+class BadConfiguration(Exception):
+    """An environment variable is missing or wrong; the message names it."""
+
+
+def config_of(environment: Mapping[str, str], *, namespace: str) -> NodeConfig:
+    """Reads the environment that docs/formats.md describes."""
+    try:
+        host = environment["FENCEKV_POD_IP"]
+        kvns = environment["FENCEKV_NAMESPACE"]
+        session = Session.parse(environment["FENCEKV_SESSION"])
+        ports = [
+            int(environment.get(name, default))
+            for name, default in (("FENCEKV_HTTP_PORT", "7070"), ("FENCEKV_PEER_PORT", "7071"))
+        ]
+    except (KeyError, ValueError, MalformedLease) as error:
+        raise BadConfiguration(f"environment: {error}") from error
+    address = f"[{host}]" if ":" in host else host
+    return NodeConfig(
+        kvns=kvns,
+        namespace=namespace,
+        session=session,
+        data=Path(environment.get("FENCEKV_DATA", "/data")),
+        http=f"{address}:{ports[0]}",
+        peer=f"{address}:{ports[1]}",
+    )
+
+
+async def serve(environment: Mapping[str, str], *, on_fatal: Callable[[BaseException], None]) -> None:
+    """Serves until SIGTERM, then drains; or until the session is over.
+
+    Raises:
+        BadConfiguration, DataFolderInUse: it cannot begin.
+        SessionOver: the session ended; another process must take over.
+    """
+    try:
+        access = in_cluster(environment)
+    except (NoAccess, OSError) as error:
+        raise BadConfiguration(str(error)) from error
+    config = config_of(environment, namespace=access.namespace)
+    gc.set_threshold(GC_THRESHOLD, 20, 20)
+    threads = WriterThreads()
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, stopping.set)
+    async with HttpKube(access, user_agent=f"fencekv-shard/{config.session.pod}") as kube:
+        node = Node(
+            config,
+            kube=kube,
+            clock=SystemClock(),
+            transport=TcpTransport(),
+            executor_of=threads.of,
+            new_id=lambda: secrets.token_hex(8),
+            on_fatal=on_fatal,
+        )
+        host, _, port = config.http.rpartition(":")
+        server = await start_server(node, host=host.strip("[]"), port=int(port))
+        drained = False
+        try:
+            drained = await _until_stopped(node, stopping)
+        finally:
+            await node.stop(release=drained)
+            await server.close()
+            threads.close()
+
+
+async def _until_stopped(node: Node, stopping: asyncio.Event) -> bool:
+    """Runs the node; True: it was told to stop, and has drained."""
+    stop = asyncio.ensure_future(stopping.wait())
+    start = asyncio.ensure_future(node.start())
+    await asyncio.wait([start, stop], return_when=asyncio.FIRST_COMPLETED)
+    if not start.done():
+        start.cancel()
+        await asyncio.gather(start, return_exceptions=True)
+        return False
+    start.result()
+    logger.info("session %s taken", node.session.session)
+    run = asyncio.ensure_future(node.run())
+    await asyncio.wait([run, stop], return_when=asyncio.FIRST_COMPLETED)
+    if run.done():
+        stop.cancel()
+        run.result()
+    await node.drain()
+    run.cancel()
+    await asyncio.gather(run, return_exceptions=True)
+    return True

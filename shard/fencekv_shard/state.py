@@ -1,0 +1,207 @@
+"""What a replica knows about itself: `meta.state`, and how entries change it. Pure.
+
+Invariants:
+  * applied_seq <= commit_seq <= last.seq, and last.epoch <= promised.
+  * `promised` and `closed_epoch` never fall, whatever is appended, cut off or seeded anew.
+  * Everything but replica id, promise, closed epoch, applied_seq and commit_seq is a function of the entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, NamedTuple
+
+from fencekv.codec import decode, encode
+from fencekv.errors import Invalid
+from fencekv_shard import journal
+from fencekv_shard.journal import Entry, InSync, JournalRecord, Ownership
+
+FORMAT: Final = 1
+_FIELDS: Final = 14
+
+
+class Position(NamedTuple):
+    """Where a journal ends; ordered by epoch, then seq, as a grant compares. Seq -1: nothing yet."""
+
+    epoch: int
+    seq: int
+    txid: int
+
+
+class EpochEnd(NamedTuple):
+    """Where an earlier epoch ended, as its successor's ownership entry records it."""
+
+    epoch: int
+    seq: int
+    txid: int
+
+
+NOTHING: Final = Position(0, -1, 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """One replica's `meta.state`."""
+
+    replica_id: str
+    promised: int = 0
+    last: Position = NOTHING
+    applied_seq: int = -1
+    commit_seq: int = -1  # a hint: what was known when the state was last written for another reason
+    set_version: int = 0
+    members: tuple[str, ...] = ()
+    closed_epoch: int = 0
+    peaks: tuple[bytes, ...] = ()
+    chain: bytes = journal.ZERO_HASH
+    ends: tuple[EpochEnd, ...] = ()
+
+    def check(self) -> None:
+        """Asserts the invariants that one state alone can show."""
+        assert self.applied_seq <= self.commit_seq, (self.applied_seq, self.commit_seq)
+        assert self.commit_seq <= self.last.seq, (self.commit_seq, self.last.seq)
+        assert self.last.epoch <= self.promised, (self.last.epoch, self.promised)
+        assert len(self.peaks) == (self.last.seq + 1).bit_count(), (len(self.peaks), self.last.seq)
+
+
+def encode_state(state: State) -> bytes:
+    """The state's bytes on disk."""
+    shape = [
+        FORMAT,
+        state.replica_id,
+        state.promised,
+        state.last.seq,
+        state.last.epoch,
+        state.last.txid,
+        state.applied_seq,
+        state.commit_seq,
+        state.set_version,
+        list(state.members),
+        state.closed_epoch,
+        list(state.peaks),
+        state.chain,
+        [[end.epoch, end.seq, end.txid] for end in state.ends],
+    ]
+    return encode(shape)
+
+
+def decode_state(data: bytes) -> State:
+    """Reads a state from disk.
+
+    Raises:
+        Invalid: it is of another format, or damaged.
+    """
+    shape = decode(data, what="meta.state")
+    if not isinstance(shape, list) or not shape or shape[0] != FORMAT:
+        found = shape[0] if isinstance(shape, list) and shape else None
+        raise Invalid(f"meta.state: format {found!r}, this program knows {FORMAT}", field="meta.state")
+    if len(shape) != _FIELDS or not _well_formed(shape):
+        raise Invalid("meta.state: damaged", field="meta.state")
+    return State(
+        replica_id=shape[1],
+        promised=shape[2],
+        last=Position(shape[4], shape[3], shape[5]),
+        applied_seq=shape[6],
+        commit_seq=shape[7],
+        set_version=shape[8],
+        members=tuple(shape[9]),
+        closed_epoch=shape[10],
+        peaks=tuple(shape[11]),
+        chain=shape[12],
+        ends=tuple(EpochEnd(*end) for end in shape[13]),
+    )
+
+
+def appended(
+    state: State, entries: Iterable[tuple[Entry, bytes]], *, commit_seq: int
+) -> tuple[State, list[tuple[int, bytes]]]:
+    """The state after entries (each with its encoding), and their records by seq.
+
+    They must follow the last one; who takes them from elsewhere has checked that (`successor_problem`).
+    """
+    last, peaks, chain = state.last, state.peaks, state.chain
+    records: list[tuple[int, bytes]] = []
+    derived = state
+    for entry, data in entries:
+        problem = successor_problem(last, entry)
+        assert not problem, problem
+        leaf = journal.leaf_hash(data)
+        chain = journal.chain_hash(chain, leaf)
+        peaks, nodes = journal.append(peaks, entry.seq, leaf)
+        record = JournalRecord(leaf=leaf, chain=chain, nodes=nodes, entry=data)
+        records.append((entry.seq, journal.encode_record(record)))
+        last = Position(entry.epoch, entry.seq, entry.txid)
+        if not isinstance(entry.operations, tuple):
+            derived = _announced(derived, entry)
+    return replace(derived, last=last, peaks=peaks, chain=chain, commit_seq=commit_seq), records
+
+
+def successor_problem(last: Position, entry: Entry) -> str:
+    """Why an entry cannot follow `last` (empty: it can)."""
+    if entry.seq != last.seq + 1:
+        return f"seq {entry.seq} does not follow {last.seq}"
+    if entry.epoch < last.epoch:
+        return f"epoch {entry.epoch} of seq {entry.seq} falls below {last.epoch}"
+    if entry.txid < last.txid:
+        return f"txid {entry.txid} of seq {entry.seq} falls below {last.txid}"
+    return ""
+
+
+def truncated(
+    state: State,
+    *,
+    last: Position,
+    peaks: tuple[bytes, ...],
+    chain: bytes,
+    cut: Sequence[Entry],
+    in_sync: InSync | None,
+) -> State:
+    """The state without the entries `cut`. `in_sync`: the last change of the set before them (None: none)."""
+    lost_ends = sum(_ends_epoch(entry) for entry in cut)
+    changes_set = any(isinstance(entry.operations, InSync) for entry in cut)
+    earlier = in_sync or InSync(version=0, members=())
+    return replace(
+        state,
+        last=last,
+        peaks=peaks,
+        chain=chain,
+        commit_seq=min(state.commit_seq, last.seq),
+        ends=state.ends[: len(state.ends) - lost_ends],
+        set_version=earlier.version if changes_set else state.set_version,
+        members=earlier.members if changes_set else state.members,
+    )
+
+
+def _announced(state: State, entry: Entry) -> State:
+    operations = entry.operations
+    if isinstance(operations, InSync):
+        return replace(state, set_version=operations.version, members=operations.members)
+    if isinstance(operations, Ownership) and _ends_epoch(entry):
+        end = EpochEnd(operations.previous_epoch, operations.previous_seq, operations.previous_txid)
+        return replace(state, ends=(*state.ends, end))
+    return state
+
+
+def _ends_epoch(entry: Entry) -> bool:
+    """The first ownership entry of a journal names epoch 0, which is no epoch: it never issued a token."""
+    return isinstance(entry.operations, Ownership) and entry.operations.previous_epoch > 0
+
+
+def _well_formed(shape: list[Any]) -> bool:
+    integers = [*shape[2:9], shape[10]]
+    return (
+        isinstance(shape[1], str)
+        and all(type(number) is int and number >= -1 for number in integers)
+        and all(isinstance(part, list) for part in (shape[9], shape[11], shape[13]))
+        and all(isinstance(member, str) for member in shape[9])
+        and all(isinstance(peak, bytes) and len(peak) == journal.HASH_BYTES for peak in shape[11])
+        and isinstance(shape[12], bytes)
+        and len(shape[12]) == journal.HASH_BYTES
+        and all(_is_end(end) for end in shape[13])
+        and -1 <= shape[6] <= shape[7] <= shape[3]
+        and len(shape[11]) == (shape[3] + 1).bit_count()
+    )
+
+
+def _is_end(shape: Any) -> bool:
+    return isinstance(shape, list) and len(shape) == 3 and all(type(number) is int for number in shape)

@@ -1,0 +1,484 @@
+"""One replica's LMDB environment: the only module that knows LMDB.
+
+Invariants:
+  * Each writing method is one LMDB write transaction with one fsync, and writes `meta.state` with its change.
+  * Entries are appended only if the promise on disk, read inside that transaction, is the appender's epoch and
+    that epoch is not closed; and only right behind the last record on disk.
+  * `current`, `versions` and `idempotency` hold exactly what the journal says up to `applied_seq`.
+  * After an error of a commit nothing is written any more: what the disk holds is known only after a restart.
+  * Read transactions end in the method that began them: none is ever pinned.
+
+Methods block. Writers are called from one thread at a time; reads may run beside a write, and see what was
+committed before it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, Self
+
+import lmdb
+
+from fencekv.errors import Invalid
+from fencekv_shard import limits
+from fencekv_shard.journal import Entry
+from fencekv_shard.state import State, decode_state, encode_state
+from fencekv_shard.transaction import Put
+
+TABLES: Final = ("meta", "current", "versions", "journal", "mmr", "idempotency", "leases", "expiry")
+READERS_MAX: Final = 16
+DATA_FILE: Final = "data.mdb"
+
+_STATE_KEY: Final = b"state"
+_NEWEST: Final = 2**64 - 1
+_WHERE: Final = struct.Struct(">QI")  # seq, operation's index
+_INDEX: Final = struct.Struct(">I")
+_SUFFIX_BYTES: Final = 9  # 0x00 and the inverted seq behind a key in `versions`
+_ROOM_BYTES: Final = 1 << 20  # pages that any transaction may need besides its records
+
+Where = tuple[int, int]  # (seq, operation's index): which operation of which entry wrote a key
+
+
+class StorageError(Exception):
+    """Base of what storage tells its callers in this process."""
+
+
+class FolderInUse(StorageError):
+    """Another process, or another replica object of this one, holds the partition's lock."""
+
+
+class UnknownFormat(StorageError):
+    """The folder holds something that this program cannot read: it was not touched."""
+
+
+class Corrupt(StorageError):
+    """What lies on disk contradicts its hashes: this replica must be seeded anew."""
+
+
+class StalePromise(StorageError):
+    """A higher epoch was promised before."""
+
+    def __init__(self, epoch: int, promised: int) -> None:
+        super().__init__(f"stale epoch: got={epoch}, promised={promised}")
+        self.epoch = epoch
+        self.promised = promised
+
+
+class PromiseMoved(StorageError):
+    """The appender's epoch is not the promised one, or is closed: nothing was written."""
+
+    def __init__(self, epoch: int, *, promised: int, closed: int) -> None:
+        super().__init__(f"epoch {epoch} may not append: promised={promised}, closed={closed}")
+        self.epoch = epoch
+        self.promised = promised
+        self.closed = closed
+
+
+class BelowApplied(StorageError):
+    """The journal cannot be cut there: derived tables already hold what is above. Seed anew."""
+
+
+class DiskFull(StorageError):
+    """There is no room; nothing was written."""
+
+
+class CommitFailed(StorageError):
+    """A commit failed, and what the disk holds is not known: the process must end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What some entries change in the derived tables: each list in the order of its keys."""
+
+    puts: Sequence[tuple[bytes, bytes]] = field(default=())
+    deletes: Sequence[bytes] = field(default=())
+    versions: Sequence[tuple[bytes, bytes]] = field(default=())
+    idempotency: Sequence[tuple[bytes, bytes]] = field(default=())
+
+
+def batch_of(entries: Sequence[Entry]) -> Batch:
+    """The changes of consecutive entries, the last write of a key winning. Pure."""
+    current: dict[bytes, bytes | None] = {}
+    versions: list[tuple[bytes, bytes]] = []
+    idempotency: dict[bytes, bytes] = {}
+    for entry in entries:
+        for index, write in enumerate(entry.writes):
+            key = write.key.encode()
+            current[key] = _WHERE.pack(entry.seq, index) if isinstance(write, Put) else None
+            versions.append((_version_key(key, entry.seq), _INDEX.pack(index)))
+        if entry.idempotency is not None:
+            idempotency[entry.idempotency[0]] = _seq_key(entry.seq)
+    return Batch(
+        puts=sorted((key, where) for key, where in current.items() if where is not None),
+        deletes=sorted(key for key, where in current.items() if where is None),
+        versions=sorted(versions),
+        idempotency=sorted(idempotency.items()),
+    )
+
+
+def dont_need(path: Path) -> None:
+    """Drops an environment's file from the page cache, so that what is read next comes from the disk.
+
+    After a failed fsync the cache shows what never reached it.
+    """
+    if not hasattr(os, "posix_fadvise"):  # macOS has none; there the chain alone is checked
+        return
+    descriptor = os.open(path / DATA_FILE, os.O_RDONLY)
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
+
+
+class Store:
+    """An open environment. `state` is what `meta.state` holds on disk."""
+
+    def __init__(self, path: Path, environment: Any, tables: dict[str, Any], state: bytes) -> None:
+        self.path = path
+        self.state = decode_state(state)
+        self._raw = state  # the bytes of `state`: comparing them is cheaper than decoding in each transaction
+        self._env = environment
+        self._db = tables
+        self._failed = False
+
+    @classmethod
+    def create(cls, path: Path, state: State, *, map_bytes: int = limits.MAP_BYTES) -> None:
+        """Makes an environment with its state, durable but for the name of its folder, and closes it."""
+        _require_room(path.parent, 0)
+        path.mkdir()
+        try:
+            with (
+                contextlib.closing(_environment(path, map_bytes)) as env,
+                env.begin(write=True) as txn,
+            ):
+                tables = {name: env.open_db(name.encode(), txn=txn) for name in TABLES}
+                txn.put(_STATE_KEY, encode_state(state), db=tables["meta"])
+        except (lmdb.MapFullError, lmdb.DiskError) as error:
+            raise DiskFull(f"{path}: no room for a new environment") from error
+        except lmdb.Error as error:
+            raise CommitFailed(f"{path}: {error}") from error
+        sync_folder(path)
+
+    @classmethod
+    def open(cls, path: Path, *, map_bytes: int = limits.MAP_BYTES) -> Self:
+        """Opens an environment that `create` made, reading it from the disk and not from the page cache.
+
+        Raises:
+            UnknownFormat: it is none, or one of another format.
+            Corrupt: its pages are damaged.
+        """
+        if not (path / DATA_FILE).is_file():
+            raise UnknownFormat(f"{path}: holds no {DATA_FILE}")
+        dont_need(path)
+        try:
+            env = _environment(path, map_bytes)
+        except lmdb.Error as error:
+            raise UnknownFormat(f"{path}: not an LMDB 1.0 environment: {error}") from error
+        try:
+            tables = {name: env.open_db(name.encode(), create=False) for name in TABLES}
+            with env.begin() as txn:
+                raw = txn.get(_STATE_KEY, db=tables["meta"])
+            return cls(path, env, tables, raw or b"")
+        except (lmdb.NotFoundError, lmdb.IncompatibleError, Invalid) as error:
+            env.close()
+            raise UnknownFormat(f"{path}: {error}") from error
+        except lmdb.Error as error:
+            env.close()
+            raise Corrupt(f"{path}: {error}") from error
+        except BaseException:
+            env.close()
+            raise
+
+    def close(self) -> None:
+        """Closes the environment. No method may run beside it or after it."""
+        self._env.close()
+
+    # -- writing ---------------------------------------------------------------------------------------------
+
+    def append(self, records: Sequence[tuple[int, bytes]], state: State, *, promised: int) -> None:
+        """Appends records (seq, bytes) and writes the state that they lead to.
+
+        Raises:
+            PromiseMoved: the promise on disk is not `promised`, or that epoch is closed.
+            DiskFull, CommitFailed: see there.
+        """
+        assert records, "nothing to append"
+        assert records[-1][0] == state.last.seq, (records[-1][0], state.last)
+
+        def work(txn: Any) -> State:
+            self._check_promise(txn, promised)
+            self._check_unchanged(txn)
+            cursor = txn.cursor(db=self._db["journal"])
+            last_seq = _unpack_seq(cursor.key()) if cursor.last() else -1
+            assert last_seq == records[0][0] - 1, (last_seq, records[0][0])
+            _, added = cursor.putmulti([(_seq_key(seq), data) for seq, data in records], append=True)
+            assert added == len(records), (added, len(records))
+            return state
+
+        self._transact(work, payload_bytes=sum(len(data) for _, data in records))
+
+    def promise(self, epoch: int) -> State:
+        """Makes `epoch` the promised epoch; durable when it returns.
+
+        Raises:
+            StalePromise: a higher one was promised.
+        """
+
+        def work(txn: Any) -> State:
+            state = self._read_state(txn)
+            if epoch < state.promised:
+                raise StalePromise(epoch, state.promised)
+            return replace(state, promised=epoch)
+
+        return self._transact(work)
+
+    def close_epoch(self, epoch: int) -> State:
+        """No append under `epoch` or a lower one from now on; durable when it returns."""
+
+        def work(txn: Any) -> State:
+            state = self._read_state(txn)
+            return replace(state, closed_epoch=max(epoch, state.closed_epoch))
+
+        return self._transact(work)
+
+    def apply(self, batch: Batch, state: State) -> None:
+        """Brings the derived tables up to `state.applied_seq`."""
+        assert self.state.applied_seq < state.applied_seq <= state.commit_seq, (self.state.applied_seq, state)
+
+        def work(txn: Any) -> State:
+            self._check_unchanged(txn)
+            for key in batch.deletes:
+                txn.delete(key, db=self._db["current"])
+            for table, items in (
+                ("current", batch.puts),
+                ("versions", batch.versions),
+                ("idempotency", batch.idempotency),
+            ):
+                if items:
+                    txn.cursor(db=self._db[table]).putmulti(items)
+            return state
+
+        payload = sum(len(key) + len(value) for items in (batch.puts, batch.versions) for key, value in items)
+        self._transact(work, payload_bytes=payload)
+
+    def cut(self, seq: int, state: State, *, promised: int) -> None:
+        """Removes the journal's records above `seq`.
+
+        Raises:
+            PromiseMoved: the promise on disk is not `promised`, or that epoch is closed.
+            BelowApplied: the derived tables already hold some of them.
+        """
+        assert state.last.seq == seq, (state.last, seq)
+        if seq < self.state.applied_seq:
+            raise BelowApplied(f"cut at {seq}, applied up to {self.state.applied_seq}")
+
+        def work(txn: Any) -> State:
+            self._check_promise(txn, promised)
+            self._check_unchanged(txn)
+            cursor = txn.cursor(db=self._db["journal"])
+            if cursor.set_range(_seq_key(seq + 1)):
+                while cursor.key():
+                    cursor.delete()
+            return state
+
+        self._transact(work)
+
+    def _check_promise(self, txn: Any, epoch: int) -> None:
+        state = self._read_state(txn)
+        if state.promised != epoch or state.closed_epoch >= epoch:
+            raise PromiseMoved(epoch, promised=state.promised, closed=state.closed_epoch)
+
+    def _check_unchanged(self, txn: Any) -> None:
+        """The lock should keep everyone else out; a shared volume in another PID namespace can defeat it."""
+        if txn.get(_STATE_KEY, db=self._db["meta"]) != self._raw:
+            raise Corrupt(f"{self.path}: another process changed the state")
+
+    def _read_state(self, txn: Any) -> State:
+        raw = txn.get(_STATE_KEY, db=self._db["meta"])
+        return self.state if raw == self._raw else decode_state(raw)
+
+    def _transact(self, work: Callable[[Any], State], *, payload_bytes: int = 0) -> State:
+        if self._failed:
+            raise CommitFailed(f"{self.path}: an earlier commit failed")
+        _require_room(self.path, payload_bytes)
+        try:
+            txn = self._env.begin(write=True)
+        except lmdb.Error as error:
+            raise self._fail(error) from error
+        try:
+            state = work(txn)
+            state.check()
+            raw = encode_state(state)
+            txn.put(_STATE_KEY, raw, db=self._db["meta"])
+        except (lmdb.MapFullError, lmdb.TxnFullError, lmdb.DiskError) as error:
+            txn.abort()
+            raise DiskFull(f"{self.path}: {error}") from error
+        except lmdb.Error as error:  # a page could not be read or spilled: the disk, not the request
+            txn.abort()
+            raise self._fail(error) from error
+        except BaseException:
+            txn.abort()
+            raise
+        try:
+            txn.commit()
+        except Exception as error:
+            raise self._fail(error) from error
+        self.state, self._raw = state, raw
+        return state
+
+    def _fail(self, error: Exception) -> CommitFailed:
+        self._failed = True
+        return CommitFailed(f"{self.path}: {error}")
+
+    # -- reading ---------------------------------------------------------------------------------------------
+
+    def record(self, seq: int) -> bytes | None:
+        """A record of the journal; None: there is none of that seq."""
+        with self._env.begin() as txn:
+            data: bytes | None = txn.get(_seq_key(seq), db=self._db["journal"])
+            return data
+
+    def records(self, first: int, *, count_max: int, bytes_max: int) -> list[bytes]:
+        """Consecutive records from `first` on: one at least, if there is any, whatever its size."""
+        found: list[bytes] = []
+        size = 0
+        with self._env.begin() as txn, txn.cursor(db=self._db["journal"]) as cursor:
+            positioned = cursor.set_range(_seq_key(first))
+            while positioned and len(found) < count_max:
+                data = cursor.value()
+                size += len(data)
+                if found and size > bytes_max:
+                    break
+                found.append(data)
+                positioned = cursor.next()
+        return found
+
+    def last_seq(self) -> int:
+        """The seq of the last record; -1: none."""
+        with self._env.begin() as txn, txn.cursor(db=self._db["journal"]) as cursor:
+            return _unpack_seq(cursor.key()) if cursor.last() else -1
+
+    def current(self, key: str) -> Where | None:
+        """Where the key's value at applied_seq was written; None: absent."""
+        with self._env.begin() as txn:
+            found = txn.get(key.encode(), db=self._db["current"])
+            return None if found is None else _unpack_where(found)
+
+    def current_page(self, start: str, end: str, *, limit: int) -> list[tuple[str, Where]]:
+        """Keys of start <= key < end (empty end: no bound) at applied_seq, in the order of their bytes."""
+        bound = end.encode()
+        page: list[tuple[str, Where]] = []
+        with self._env.begin() as txn, txn.cursor(db=self._db["current"]) as cursor:
+            positioned = cursor.set_range(start.encode()) if start else cursor.first()
+            while positioned and len(page) < limit:
+                key = cursor.key()
+                if bound and key >= bound:
+                    break
+                page.append((key.decode(), _unpack_where(cursor.value())))
+                positioned = cursor.next()
+        return page
+
+    def version_at(self, key: str, seq: int) -> Where | None:
+        """What wrote or deleted the key last at or before `seq`, as far as it is applied; None: nothing did."""
+        found = self.versions_of(key, seq=seq, limit=1)
+        return found[0] if found else None
+
+    def versions_of(self, key: str, *, seq: int, limit: int) -> list[Where]:
+        """What wrote or deleted the key at or before `seq`, newest first, as far as it is applied."""
+        prefix = key.encode() + b"\x00"
+        found: list[Where] = []
+        if seq < 0:
+            return found
+        with self._env.begin() as txn, txn.cursor(db=self._db["versions"]) as cursor:
+            positioned = cursor.set_range(_version_key(key.encode(), seq))
+            while positioned and len(found) < limit and cursor.key().startswith(prefix):
+                found.append(_unpack_version(cursor.key(), cursor.value())[1])
+                positioned = cursor.next()
+        return found
+
+    def versions_page(self, start: str, end: str, *, seq: int, limit: int) -> list[tuple[str, Where]]:
+        """For keys of start <= key < end: what wrote or deleted each last at or before `seq`."""
+        bound = end.encode()
+        page: list[tuple[str, Where]] = []
+        if seq < 0:
+            return page
+        with self._env.begin() as txn, txn.cursor(db=self._db["versions"]) as cursor:
+            positioned = cursor.set_range(start.encode()) if start else cursor.first()
+            while positioned and len(page) < limit:
+                key = cursor.key()[:-_SUFFIX_BYTES]
+                if bound and key >= bound:
+                    break
+                if cursor.set_range(_version_key(key, seq)) and cursor.key()[:-_SUFFIX_BYTES] == key:
+                    page.append((key.decode(), _unpack_version(cursor.key(), cursor.value())[1]))
+                positioned = cursor.set_range(key + b"\x01")  # the least key behind it: keys have no NUL
+        return page
+
+    def idempotency(self, key: bytes) -> int | None:
+        """The seq of the applied entry with this idempotency key; None: there is none."""
+        with self._env.begin() as txn:
+            found = txn.get(key, db=self._db["idempotency"])
+            return None if found is None else _unpack_seq(found)
+
+    def tables(self) -> dict[str, dict[bytes, bytes]]:
+        """The whole derived tables, for `audit`."""
+        names = ("current", "versions", "idempotency")
+        with self._env.begin() as txn:
+            return {name: dict(txn.cursor(db=self._db[name])) for name in names}
+
+
+def sync_folder(path: Path) -> None:
+    """Makes the names in a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _require_room(path: Path, payload_bytes: int) -> None:
+    """Refuses before the commit what would fill the disk in it: only before it a full disk is harmless."""
+    disk = os.statvfs(path)
+    free = disk.f_bavail * disk.f_frsize
+    if free < _ROOM_BYTES + 4 * payload_bytes:
+        raise DiskFull(f"{path}: {free} bytes free")
+
+
+def _environment(path: Path, map_bytes: int) -> Any:
+    return lmdb.open(
+        str(path),
+        map_size=map_bytes,
+        subdir=True,
+        max_dbs=len(TABLES),
+        max_readers=READERS_MAX,
+        lock=True,
+        sync=True,
+        metasync=True,
+        lib_version=1,
+    )
+
+
+def _seq_key(seq: int) -> bytes:
+    return seq.to_bytes(8, "big")
+
+
+def _unpack_seq(key: bytes) -> int:
+    return int.from_bytes(key, "big")
+
+
+def _unpack_where(value: bytes) -> Where:
+    seq, index = _WHERE.unpack(value)
+    return seq, index
+
+
+def _version_key(key: bytes, seq: int) -> bytes:
+    return key + b"\x00" + (_NEWEST - seq).to_bytes(8, "big")
+
+
+def _unpack_version(key: bytes, value: bytes) -> tuple[bytes, Where]:
+    seq = _NEWEST - int.from_bytes(key[-8:], "big")
+    return key[:-_SUFFIX_BYTES], (seq, _INDEX.unpack(value)[0])

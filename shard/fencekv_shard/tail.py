@@ -1,0 +1,304 @@
+"""Following the owners of partitions: the standby's side of the stream.
+
+One connection to each owner's pod carries all partitions followed there. A partition's messages are worked off in
+order, those of different partitions beside each other.
+
+Invariants:
+  * The epoch is promised durably before the first answer under it.
+  * Nothing is confirmed before it is fsynced; entries are taken only if hashes and numbers follow.
+  * A divergent tail is set aside before it is cut off; a replica that diverged below what it has applied is set
+    aside whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from typing import Final, Protocol
+
+from fencekv.errors import Invalid
+from fencekv.leases import Session
+from fencekv_shard import limits, peer
+from fencekv_shard.feed import fields
+from fencekv_shard.peer import Channel, ChannelClosed, Message, Transport
+from fencekv_shard.replica import Replica
+from fencekv_shard.store import BelowApplied, CommitFailed, DiskFull, PromiseMoved, StalePromise
+
+logger = logging.getLogger(__name__)
+
+BACKOFF_SECONDS_MIN: Final = 0.02
+BACKOFF_SECONDS_MAX: Final = 1.0
+
+
+class Following(Protocol):
+    """A partition that follows an owner."""
+
+    replica: Replica
+
+    async def reseed(self, epoch: int) -> None:
+        """Sets the replica aside and opens an empty one in its place."""
+        ...
+
+    def committed(self, seq: int) -> None:
+        """The owner says that entries up to `seq` are committed; all of them are here."""
+        ...
+
+    def fatal(self, error: BaseException) -> None:
+        """A commit failed: the process must end."""
+        ...
+
+
+class Link:
+    """The connection to one owner's pod."""
+
+    def __init__(self, *, address: str, transport: Transport, session: Session, kvns: str) -> None:
+        self.address = address
+        self._transport, self._session, self._kvns = transport, session, kvns
+        self._wanted: dict[str, _Stream] = {}
+        self._channel: Channel | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._heard = True
+        self._silent_seconds = 0.0
+        self._numbers = 0
+
+    def follow(self, uid: str, following: Following) -> None:
+        """Begins to follow a partition whose owner is there."""
+        self.unfollow(uid)
+        stream = self._wanted[uid] = _Stream(uid, following, self)
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run())
+        elif self._channel is not None:
+            stream.subscribe_soon(0.0)
+
+    def unfollow(self, uid: str) -> None:
+        """Stops following a partition."""
+        stream = self._wanted.pop(uid, None)
+        if stream is not None:
+            stream.stop()
+
+    def follows(self, uid: str) -> bool:
+        """Whether a partition is followed on this link."""
+        return uid in self._wanted
+
+    def next_number(self) -> int:
+        """A number for a subscription, rising on this link."""
+        self._numbers += 1
+        return self._numbers
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is followed any more."""
+        return not self._wanted
+
+    def close(self) -> None:
+        """Ends the connection."""
+        for uid in list(self._wanted):
+            self.unfollow(uid)
+        if self._task is not None:
+            self._task.cancel()
+        if self._channel is not None:
+            self._channel.close()
+
+    def tick(self, slice_seconds: float) -> None:
+        """Gives up a connection on which the owner has been silent for too long."""
+        if self._heard:
+            self._heard, self._silent_seconds = False, 0.0
+            return
+        self._silent_seconds += slice_seconds
+        if self._silent_seconds >= limits.PEER_SILENCE_SECONDS and self._channel is not None:
+            self._silent_seconds = 0.0
+            self._channel.close()
+
+    async def ping(self, number: int) -> None:
+        """Asks the owner for a sign of life."""
+        if self._channel is not None:
+            with contextlib.suppress(ChannelClosed):
+                await self._channel.send(["ping", number])
+
+    async def send(self, message: Message) -> None:
+        """Sends on the connection of the moment. Raises ChannelClosed."""
+        if self._channel is None:
+            raise ChannelClosed("not connected")
+        await self._channel.send(message)
+
+    async def _run(self) -> None:
+        backoff = BACKOFF_SECONDS_MIN
+        while True:
+            try:
+                channel = await self._transport.connect(self.address)
+                try:
+                    await self._greet(channel)
+                    self._channel, self._heard = channel, True
+                    backoff = BACKOFF_SECONDS_MIN
+                    for stream in list(self._wanted.values()):
+                        stream.subscribe_soon(0.0)
+                    await self._receive(channel)
+                finally:
+                    self._channel = None
+                    channel.close()
+            except ChannelClosed as error:
+                logger.debug("%s: %s", self.address, error)
+            await asyncio.sleep(backoff)
+            backoff = min(backoff * 2, BACKOFF_SECONDS_MAX)
+
+    async def _greet(self, channel: Channel) -> None:
+        await channel.send(["hello", peer.PROTOCOL, str(self._session), self._session.pod, self._kvns])
+        async with asyncio.timeout(limits.PEER_SILENCE_SECONDS):
+            try:
+                hello = await channel.receive()
+            except TimeoutError as error:
+                raise ChannelClosed("no hello") from error
+        if hello[:2] != ["hello", peer.PROTOCOL]:
+            raise ChannelClosed(f"not one of us: {hello[:2]}")
+
+    async def _receive(self, channel: Channel) -> None:
+        while True:
+            message = await channel.receive()
+            self._heard = True
+            if message[0] == "ping":
+                await channel.send(["pong", message[1]])
+            elif len(message) > 1 and message[1] in self._wanted:
+                await self._wanted[message[1]].put(message)
+
+
+class _Stream:
+    """One followed partition."""
+
+    def __init__(self, uid: str, following: Following, link: Link) -> None:
+        self._uid, self._following, self._link = uid, following, link
+        self._inbox: deque[Message] = deque()
+        self._room = asyncio.Event()
+        self._working: asyncio.Task[None] | None = None
+        self._subscribing: asyncio.TimerHandle | None = None
+        self._backoff = BACKOFF_SECONDS_MIN
+        self._stopped = False
+        self._number = 0  # of the subscription that counts; messages of an earlier one are dropped
+
+    def subscribe_soon(self, seconds: float) -> None:
+        """Subscribes (again) after a while. What came before on an earlier subscription is dropped."""
+        self._inbox.clear()
+        self._room.set()
+        if self._subscribing is not None:
+            self._subscribing.cancel()
+        self._subscribing = asyncio.get_running_loop().call_later(seconds, self._subscribe)
+
+    def stop(self) -> None:
+        """Works off nothing more."""
+        self._stopped = True
+        self._inbox.clear()
+        self._room.set()
+        if self._subscribing is not None:
+            self._subscribing.cancel()
+
+    async def put(self, message: Message) -> None:
+        """Queues a message; waits while too many are queued, so that the sender feels it."""
+        while len(self._inbox) >= limits.TAIL_MESSAGES_MAX and not self._stopped:
+            self._room.clear()
+            await self._room.wait()
+        if not self._stopped:
+            self._inbox.append(message)
+            self._start()
+
+    def _subscribe(self) -> None:
+        self._inbox.append(["_subscribe"])
+        self._start()
+
+    def _start(self) -> None:
+        if self._working is None and not self._stopped:
+            self._working = asyncio.get_running_loop().create_task(self._work())
+
+    async def _work(self) -> None:
+        try:
+            while self._inbox and not self._stopped:
+                message = self._inbox.popleft()
+                self._room.set()
+                await self._take(message)
+        except ChannelClosed as error:
+            logger.debug("%s: %s", self._uid, error)
+        except (StalePromise, PromiseMoved) as error:
+            logger.info("%s: %s", self._uid, error)
+            await self._refuse("stale-epoch")
+        except (Invalid, DiskFull) as error:
+            logger.warning("%s: %s", self._uid, error)
+            self._again()
+        except CommitFailed as error:
+            self._following.fatal(error)
+        finally:
+            self._working = None
+            if self._inbox:
+                self._start()
+
+    async def _take(self, message: Message) -> None:
+        kind, replica = message[0], self._following.replica
+        if kind == "_subscribe":
+            last = replica.last
+            self._number = self._link.next_number()
+            await self._link.send(
+                [
+                    "subscribe",
+                    self._uid,
+                    self._number,
+                    replica.replica_id,
+                    replica.promised,
+                    last.seq,
+                    last.epoch,
+                    replica.chain,
+                ]
+            )
+        elif kind == "append":
+            _, epoch, number, commit, entries = fields(message, str, int, int, int, list)
+            if number == self._number:
+                await self._append(epoch, commit, entries)
+        elif kind == "truncate":
+            _, epoch, number, seq = fields(message, str, int, int, int)
+            if number == self._number:
+                await replica.promise(epoch)
+                await self._truncate(epoch, seq)
+        elif kind == "probe":
+            _, epoch, number, seq = fields(message, str, int, int, int)
+            if number != self._number:
+                return
+            await replica.promise(epoch)
+            chain = replica.chain_at(min(seq, replica.last.seq))
+            await self._link.send(["hash", self._uid, epoch, seq, chain])
+        elif kind == "refuse":
+            self._again()
+
+    async def _append(self, epoch: int, commit: int, entries: list[bytes]) -> None:
+        replica = self._following.replica
+        await replica.promise(epoch)
+        if entries:
+            if replica.overlay_full:
+                await replica.apply_step()
+            await replica.append_copied(entries, epoch=epoch)
+            await self._confirm(epoch)
+        if commit <= replica.last.seq:
+            self._following.committed(commit)
+
+    async def _truncate(self, epoch: int, seq: int) -> None:
+        try:
+            tail = await self._following.replica.truncate(seq, epoch=epoch)
+        except BelowApplied as error:
+            logger.warning("%s: diverged below what was applied, seeding anew: %s", self._uid, error)
+            await self._following.reseed(epoch)
+            self.subscribe_soon(0.0)
+            return
+        if tail is not None:
+            logger.warning("%s: divergent tail set aside in %s", self._uid, tail)
+        self._backoff = BACKOFF_SECONDS_MIN
+        await self._confirm(epoch)
+
+    async def _confirm(self, epoch: int) -> None:
+        replica = self._following.replica
+        await self._link.send(["confirm", self._uid, epoch, replica.replica_id, replica.last.seq])
+
+    async def _refuse(self, reason: str) -> None:
+        with contextlib.suppress(ChannelClosed):
+            await self._link.send(["refuse", self._uid, self._following.replica.known_epoch, reason])
+        self._again()
+
+    def _again(self) -> None:
+        self.subscribe_soon(self._backoff)
+        self._backoff = min(self._backoff * 2, BACKOFF_SECONDS_MAX)

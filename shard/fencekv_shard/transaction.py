@@ -1,0 +1,261 @@
+"""What a transaction is and what it does to the state it is evaluated on. Pure.
+
+Invariants:
+  * `evaluate` is a function of the transaction and the state alone: evaluating it again on the same state gives
+    the same outcome. Replays of an idempotent request rest on this.
+  * A transaction that fails validation was never evaluated; one that is evaluated cannot fail.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from fencekv.codec import encode
+from fencekv.errors import Invalid, TooLarge
+from fencekv.token import Version
+from fencekv_shard import limits
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A key's value and the version that wrote it."""
+
+    value: bytes
+    version: Version
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Set a key."""
+
+    key: str
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Remove a key."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Get:
+    """Read a key, after the operations before it."""
+
+    key: str
+
+
+Operation = Put | Delete | Get
+Write = Put | Delete
+
+
+class Target(enum.StrEnum):
+    """What a compare looks at."""
+
+    VERSION = "version"
+    VALUE = "value"
+    EXISTS = "exists"
+
+
+class Relation(enum.StrEnum):
+    """How a compare compares. `exists` knows EQUAL and UNEQUAL only."""
+
+    EQUAL = "=="
+    UNEQUAL = "!="
+    LESS = "<"
+    GREATER = ">"
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """A condition on one key. `operand` is a Version, bytes or bool, by `target`.
+
+    An absent key has no value and version 0.0: it equals no value, and is unequal to each.
+    """
+
+    key: str
+    target: Target
+    relation: Relation
+    operand: Version | bytes | bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transaction:
+    """If all of `compare` hold, do `then`, else do `otherwise`; in one partition, atomically."""
+
+    compare: tuple[Compare, ...] = ()
+    then: tuple[Operation, ...] = ()
+    otherwise: tuple[Operation, ...] = ()
+    actor: str = ""
+    idempotency_key: bytes = b""  # empty: none
+
+    def names(self) -> list[str]:
+        """All keys that it names."""
+        return [part.key for part in (*self.compare, *self.then, *self.otherwise)]
+
+    def size_bytes(self) -> int:
+        """Bytes of keys, values and operands: what the limits count."""
+        operations = (*self.then, *self.otherwise)
+        values = sum(len(part.value) for part in operations if isinstance(part, Put))
+        operands = sum(len(part.operand) for part in self.compare if isinstance(part.operand, bytes))
+        return values + operands + sum(len(key.encode()) for key in self.names())
+
+    def fingerprint(self) -> bytes:
+        """16 bytes that tell this request from another one under the same idempotency key."""
+        compares = [[c.key, c.target, c.relation, _plain(c.operand)] for c in self.compare]
+        branches = [[_shape(part) for part in branch] for branch in (self.then, self.otherwise)]
+        return hashlib.sha256(encode([compares, *branches])).digest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class PutResult:
+    """A put was done; its version is the transaction's."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteResult:
+    """A delete was done; `existed` says whether there was anything to delete."""
+
+    existed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GetResult:
+    """What a get found; `record` None: the key is absent. A version of None: written by this transaction."""
+
+    key: str
+    value: bytes | None
+    version: Version | None
+
+
+Result = PutResult | DeleteResult | GetResult
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What a transaction does to a state: which branch, what each operation answers, what is written.
+
+    `writes` holds one write a key at most, the last one, in the order of the operations. A delete of an absent
+    key is no write. Empty: nothing changes, and no journal entry is made.
+    """
+
+    succeeded: bool
+    results: tuple[Result, ...]
+    writes: tuple[Write, ...] = field(default=())
+
+
+Read = Callable[[str], Record | None]
+
+
+def evaluate(transaction: Transaction, read: Read) -> Effect:
+    """Evaluates a valid transaction on the state that `read` shows."""
+    succeeded = all(holds(compare, read(compare.key)) for compare in transaction.compare)
+    written: dict[str, Write] = {}
+    results: list[Result] = []
+    for operation in transaction.then if succeeded else transaction.otherwise:
+        key = operation.key
+        before = written.get(key)
+        if isinstance(operation, Put):
+            written.pop(key, None)
+            written[key] = operation
+            results.append(PutResult())
+        elif isinstance(operation, Delete):
+            stored = read(key)
+            existed = isinstance(before, Put) or (before is None and stored is not None)
+            written.pop(key, None)
+            if stored is not None:
+                written[key] = operation
+            results.append(DeleteResult(existed))
+        elif isinstance(before, Put):
+            results.append(GetResult(key, before.value, None))
+        else:
+            found = None if isinstance(before, Delete) else read(key)
+            results.append(GetResult(key, found.value, found.version) if found else GetResult(key, None, None))
+    return Effect(succeeded, tuple(results), tuple(written.values()))
+
+
+def holds(compare: Compare, record: Record | None) -> bool:
+    """Whether a condition holds for what a key holds."""
+    operand = compare.operand
+    if compare.target is Target.EXISTS:
+        return ((record is not None) == operand) == (compare.relation is Relation.EQUAL)
+    if compare.target is Target.VALUE:
+        assert isinstance(operand, bytes), operand
+        if record is None:
+            return compare.relation is Relation.UNEQUAL
+        return _related(compare.relation, (record.value > operand) - (record.value < operand))
+    assert isinstance(operand, Version), operand
+    version = Version(0, 0) if record is None else record.version
+    return _related(compare.relation, (version > operand) - (version < operand))
+
+
+def validate(transaction: Transaction, *, value_bytes_max: int = limits.VALUE_BYTES_MAX) -> None:
+    """Checks shape and sizes.
+
+    Raises:
+        Invalid: a key is empty, has a NUL or a reserved prefix, or an operand does not fit its target.
+        TooLarge: a key, a value, or the whole is over its limit.
+    """
+    operations = len(transaction.compare) + len(transaction.then) + len(transaction.otherwise)
+    if operations == 0:
+        raise Invalid("txn: no operation", field="then")
+    if operations > limits.TXN_OPERATIONS_MAX:
+        limit = limits.TXN_OPERATIONS_MAX
+        raise TooLarge(f"txn: {operations} operations, at most {limit}", field="txn", limit=limit)
+    for key in transaction.names():
+        validate_key(key)
+    for part in (*transaction.then, *transaction.otherwise):
+        if isinstance(part, Put) and len(part.value) > value_bytes_max:
+            text = f"value: {len(part.value)} bytes, at most {value_bytes_max}"
+            raise TooLarge(text, field="value", limit=value_bytes_max)
+    if transaction.size_bytes() > limits.TXN_BYTES_MAX:
+        limit = limits.TXN_BYTES_MAX
+        raise TooLarge(f"txn: {transaction.size_bytes()} bytes, at most {limit}", field="txn", limit=limit)
+    if len(transaction.idempotency_key) > limits.IDEMPOTENCY_KEY_BYTES_MAX:
+        limit = limits.IDEMPOTENCY_KEY_BYTES_MAX
+        raise Invalid(f"Idempotency-Key: at most {limit} bytes", field="Idempotency-Key", limit=limit)
+
+
+def validate_key(key: str, *, name: str = "key") -> None:
+    """Checks one key.
+
+    Raises:
+        Invalid: empty, with a NUL, with the reserved prefix, or not encodable.
+        TooLarge: over KEY_BYTES_MAX.
+    """
+    if not key:
+        raise Invalid(f"{name}: empty", field=name)
+    if "\x00" in key:
+        raise Invalid(f"{name}: has a NUL", field=name)
+    if key.startswith(limits.KEY_RESERVED_PREFIX):
+        raise Invalid(f"{name}: begins with the reserved byte 0x01", field=name)
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError as error:
+        raise Invalid(f"{name}: not UTF-8", field=name) from error
+    if size > limits.KEY_BYTES_MAX:
+        limit = limits.KEY_BYTES_MAX
+        raise TooLarge(f"{name}: {size} bytes, at most {limit}", field=name, limit=limit)
+
+
+def _related(relation: Relation, order: int) -> bool:
+    return {
+        Relation.EQUAL: order == 0,
+        Relation.UNEQUAL: order != 0,
+        Relation.LESS: order < 0,
+        Relation.GREATER: order > 0,
+    }[relation]
+
+
+def _plain(operand: Version | bytes | bool) -> object:
+    return [operand.epoch, operand.number] if isinstance(operand, Version) else operand
+
+
+def _shape(part: Operation) -> list[object]:
+    if isinstance(part, Put):
+        return [0, part.key, part.value]
+    return [1 if isinstance(part, Delete) else 2, part.key]

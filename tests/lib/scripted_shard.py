@@ -1,0 +1,137 @@
+"""A shard that answers what a test tells it, or breaks off: for what a real one does only in bad moments."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from fencekv.errors import FenceKVError
+
+PUT_ANSWER = {"version": "1.0", "token": "1.1", "partition": "orders-0"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer. `delay`: seconds before it is sent."""
+
+    status: int = 200
+    document: Any = field(default_factory=lambda: dict(PUT_ANSWER))
+    headers: dict[str, str] = field(default_factory=dict)
+    delay: float = 0.0
+
+    @classmethod
+    def of(cls, error: FenceKVError, **headers: str) -> Answer:
+        return cls(error.status, error.to_problem(), {name.replace("_", "-"): v for name, v in headers.items()})
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Reads the request, then ends the connection without an answer."""
+
+
+@dataclass(frozen=True)
+class Silence:
+    """Reads the request and never answers."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A request that arrived."""
+
+    method: str
+    target: str
+    headers: dict[str, str]  # names in lower case
+    body: bytes
+
+
+class ScriptedShard:
+    """Takes one step of `script` for each request that is not for `/v1/route`; then goes on with plain answers."""
+
+    def __init__(self, *script: Answer | Drop | Silence) -> None:
+        self.script = list(script)
+        self.seen: list[Seen] = []
+        self.owner_http: str | None = None  # what /v1/route names; None: itself
+        self.epoch = 1
+        self.port = 0
+        self.routes_asked = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[ScriptedShard]:
+        server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        self.port = server.sockets[0].getsockname()[1]
+        try:
+            yield self
+        finally:
+            server.close()
+            for task in list(self._tasks):
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            while await self._one(reader, writer):
+                pass
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            pass
+        finally:
+            self._tasks.discard(task)
+            writer.close()
+
+    async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        method, target, _ = head[0].split(" ")
+        headers = {line.split(":", 1)[0].lower(): line.split(":", 1)[1].strip() for line in head[1:] if line}
+        body = await reader.readexactly(int(headers.get("content-length", "0")))
+        if target.startswith("/v1/route/"):
+            self.routes_asked += 1
+            self._write(writer, Answer(document=self._route()))
+            return True
+        self.seen.append(Seen(method, target, headers, body))
+        step = self.script.pop(0) if self.script else Answer()
+        if isinstance(step, Drop):
+            return False
+        if isinstance(step, Silence):
+            await asyncio.Event().wait()
+        assert isinstance(step, Answer)
+        await asyncio.sleep(step.delay)
+        self._write(writer, step)
+        return True
+
+    def _route(self) -> dict[str, Any]:
+        http = self.address if self.owner_http is None else self.owner_http
+        entry = {
+            "partition": "orders-0",
+            "index": 0,
+            "epoch": self.epoch,
+            "owner": "x",
+            "http": http,
+            "token": None,
+        }
+        return {"partitions": [entry], "partitioning": {"strategy": "hash", "count": 1}}
+
+    def _write(self, writer: asyncio.StreamWriter, answer: Answer) -> None:
+        body = json.dumps(answer.document).encode()
+        lines = [f"HTTP/1.1 {answer.status} X", f"Content-Length: {len(body)}", "Content-Type: application/json"]
+        lines += [f"{name}: {value}" for name, value in answer.headers.items()]
+        writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+
+
+def closed_port() -> int:
+    """A port of 127.0.0.1 at which nobody listens."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

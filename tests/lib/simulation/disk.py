@@ -1,0 +1,104 @@
+"""The disks of a simulation: real LMDB files, an executor in virtual time, and what a crash does to open files.
+
+A commit is real; what is simulated is when. The time before and after it is drawn from seeded chance, so that a
+pause or a crash can fall between the fsync and everything that follows from it. A crash keeps what was committed
+and closes what the process had open, as an operating system would.
+
+Invariants:
+  * A dead process writes nothing.
+  * Whatever a process opened is closed exactly once: by itself, or by its death.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+from unittest import mock
+
+from fencekv_shard.folder import Lock
+from fencekv_shard.memory import PodMemory
+from fencekv_shard.store import Store
+from simulation.loop import SimulationLoop, current_process, require_alive
+
+T = TypeVar("T")
+
+# What closes each kind of thing that a process can have open on a disk.
+_CLOSERS: Final[tuple[tuple[type[Any], str], ...]] = (
+    (Store, "close"),
+    (Lock, "release"),
+    (PodMemory, "close"),
+)
+
+
+@dataclass(slots=True, kw_only=True)
+class DiskSpeed:
+    """How long a commit takes, in seconds."""
+
+    before_max: float = 0.001  # until the fsync is done
+    after_max: float = 0.001  # until the loop hears of it
+    slow_chance: float = 0.02
+    slow_max: float = 0.3
+    after_commit: dict[str, Callable[[], None]] = field(default_factory=dict)  # once, by process
+
+
+class SimExecutor:
+    """`fencekv_shard.executor.Executor`: inline, with time passing before and after."""
+
+    def __init__(self, loop: SimulationLoop, name: str, speed: DiskSpeed) -> None:
+        self._chance = loop.rng(f"disk-{name}")
+        self._speed = speed
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Does the work at one moment of virtual time."""
+        require_alive()
+        await asyncio.sleep(self._seconds(self._speed.before_max))
+        require_alive()
+        result = work()
+        process = current_process()
+        if process is not None and process.name in self._speed.after_commit:
+            self._speed.after_commit.pop(process.name)()
+        await asyncio.sleep(self._seconds(self._speed.after_max))
+        return result
+
+    def of(self, uid: str) -> SimExecutor:
+        """All partitions of a shard share it; `WriterThreads` has the same method."""
+        assert uid, "a partition has an identity"
+        return self
+
+    def _seconds(self, longest: float) -> float:
+        if self._chance.random() < self._speed.slow_chance:
+            longest = self._speed.slow_max
+        return self._chance.random() * longest
+
+
+@contextlib.contextmanager
+def files_die_with_their_process() -> Iterator[None]:
+    """While this is entered, what a simulated process opens on a disk is closed at its death."""
+    with contextlib.ExitStack() as stack:
+        for kind, closer in _CLOSERS:
+            stack.enter_context(_tracked(kind, closer))
+        yield
+
+
+@contextlib.contextmanager
+def _tracked(kind: type[Any], closer: str) -> Iterator[None]:
+    make, close = kind.__init__, getattr(kind, closer)
+    open_ones: dict[int, Any] = {}
+
+    def made(self: Any, *args: Any, **named: Any) -> None:
+        make(self, *args, **named)
+        open_ones[id(self)] = self
+        process = current_process()
+        if process is not None:
+            process.at_exit.append(lambda _status: closed(self))
+
+    def closed(self: Any) -> None:
+        if open_ones.pop(id(self), None) is not None:
+            close(self)
+
+    with mock.patch.object(kind, "__init__", made), mock.patch.object(kind, closer, closed):
+        yield
+    assert not open_ones, f"{kind.__name__} left open: {len(open_ones)}"

@@ -1,0 +1,211 @@
+"""The session Lease in its holder's hands: when a renewal counts, and what ends a session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from fencekv import leases
+from fencekv.kube import LEASES, Unclear
+from fencekv.leases import Session, SessionLease
+from fencekv_shard.session import LeaseTimes, SessionKeeper, SessionOver
+from memory_kube import HandClock, MemoryKube
+
+ONE = Session("sample-0", "uid-1", "n1")
+TWO = Session("sample-0", "uid-1", "n2")
+NAME = leases.session_lease_name("sample-0")
+
+
+class Remembered:
+    def __init__(self, renewal: int = 0) -> None:
+        self.renewal = renewal
+        self.suspected = 0
+
+    def remember(self, renewal: int) -> None:
+        self.renewal = max(self.renewal, renewal)
+
+    def suspect(self) -> None:
+        self.suspected += 1
+
+
+class World:
+    def __init__(self) -> None:
+        self.clock = HandClock()
+        self.kube = MemoryKube(self.clock)
+        self.memory = Remembered()
+
+    def keeper(self, session: Session = ONE, *, valid: int = 4) -> SessionKeeper:
+        return SessionKeeper(
+            kube=self.kube,
+            clock=self.clock,
+            memory=self.memory,
+            session=session,
+            kvns="sample",
+            namespace="default",
+            times=LeaseTimes(valid_seconds=valid, renew_seconds=1),
+        )
+
+    async def taken(self, session: Session = ONE, *, valid: int = 4) -> SessionKeeper:
+        keeper = self.keeper(session, valid=valid)
+        await keeper.take(http="h:1", peer="h:2")
+        return keeper
+
+    async def lease(self) -> dict[str, Any]:
+        return await self.kube.get(LEASES, "default", NAME)
+
+    async def seen(self) -> SessionLease:
+        return SessionLease.parse(await self.lease())
+
+    def once(self, method: str, act: Callable[[], None], *, after: bool = False) -> None:
+        """Runs `act` at the next request of that method, before or after it is carried out."""
+        done: list[bool] = []
+
+        def hook(asked: str, path: str) -> None:
+            if asked == method and "leases" in path and not done:
+                done.append(True)
+                act()
+
+        if after:
+            self.kube.after = hook
+        else:
+            self.kube.before = hook
+
+
+def lose() -> None:
+    raise Unclear("no answer")
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+async def test_the_deadline_counts_from_the_sending_of_the_renewal(world: World) -> None:
+    keeper = await world.taken()
+    sent = world.clock.now()
+    world.once("PUT", lambda: setattr(world.clock, "seconds", sent + 3.0))  # the API server is slow
+    await keeper.renew()
+    assert keeper.deadline == sent + 4.0
+    assert world.clock.now() == sent + 3.0
+
+
+async def test_a_session_without_renewals_is_not_valid_from_its_deadline_on(world: World) -> None:
+    keeper = await world.taken()
+    world.clock.seconds += 3.99
+    assert keeper.valid()
+    world.clock.seconds += 0.01
+    assert not keeper.valid()
+
+
+async def test_a_lost_request_does_not_move_the_deadline(world: World) -> None:
+    keeper = await world.taken()
+    before = keeper.deadline
+    world.clock.seconds += 1
+    world.once("PUT", lose)
+    await keeper.renew()
+    assert keeper.deadline == before
+
+
+async def test_a_lost_reply_counts_after_reading_its_very_number_back(world: World) -> None:
+    keeper = await world.taken()
+    world.clock.seconds += 1
+    sent = world.clock.now()
+    world.once("PUT", lose, after=True)
+    await keeper.renew()
+    assert keeper.deadline == sent + 4.0
+    assert (await world.seen()).renewal == keeper.number
+
+
+async def test_the_number_of_an_earlier_renewal_does_not_count_for_a_later_one(world: World) -> None:
+    keeper = await world.taken()
+    before = keeper.deadline
+    for _ in range(2):  # both are lost on the way; what is read back is an older number
+        world.clock.seconds += 1
+        world.once("PUT", lose)
+        await keeper.renew()
+    assert keeper.deadline == before
+    assert world.memory.suspected == 0
+
+
+async def test_numbers_rise_over_sessions(world: World) -> None:
+    first = await world.taken(ONE)
+    await first.renew()
+    second = await world.taken(TWO)
+    assert (await world.seen()).renewal > first.number
+    assert second.number == (await world.seen()).renewal
+
+
+@pytest.mark.parametrize("how", ["deleted", "made anew", "taken over", "fenced"])
+async def test_a_lost_lease_ends_the_session_for_good(world: World, how: str) -> None:
+    keeper = await world.taken()
+    lease = await world.lease()
+    if how == "fenced":
+        await world.kube.replace(LEASES, "default", leases.fenced_session(lease, ONE))
+    elif how == "taken over":
+        await world.taken(TWO)
+    else:
+        await world.kube.delete(LEASES, "default", NAME)
+        if how == "made anew":
+            fresh = {**lease, "metadata": {k: lease["metadata"][k] for k in ("name", "namespace", "annotations")}}
+            await world.kube.create(LEASES, "default", fresh)
+    with pytest.raises(SessionOver):
+        await keeper.renew()
+    assert keeper.deadline == 0.0
+    with pytest.raises(SessionOver):
+        await keeper.renew()
+    writes = [w for w in world.kube.writes if w[0] == "POST"]
+    assert len(writes) == (2 if how == "made anew" else 1), "it never creates its Lease again"
+
+
+async def test_the_fence_or_release_of_an_earlier_session_ends_nobody_else(world: World) -> None:
+    await world.taken(ONE)
+    await world.kube.replace(LEASES, "default", leases.fenced_session(await world.lease(), ONE))
+    second = await world.taken(TWO)
+    await second.renew()
+    seen = await world.seen()
+    assert seen.over(ONE)
+    assert not seen.over(TWO)
+
+
+async def test_a_smaller_v_counts_at_once_and_a_larger_one_only_with_its_renewal(world: World) -> None:
+    keeper = await world.taken(valid=4)
+    sent = world.clock.now()
+    keeper.times = LeaseTimes(valid_seconds=2)
+    assert keeper.deadline == sent + 2
+    keeper.times = LeaseTimes(valid_seconds=8)
+    assert keeper.deadline == sent + 4
+    await keeper.renew()
+    assert keeper.deadline == sent + 8
+    assert (await world.seen()).valid_seconds == 8
+
+
+async def test_a_lease_behind_what_the_pod_remembers_makes_the_records_suspect(world: World) -> None:
+    first = await world.taken(ONE)
+    old = await world.lease()
+    for _ in range(3):
+        await first.renew()
+    current = await world.lease()
+    back = {**old, "metadata": {**old["metadata"], "resourceVersion": current["metadata"]["resourceVersion"]}}
+    await world.kube.replace(LEASES, "default", back)  # as a restored etcd shows it
+    await world.taken(TWO)
+    assert world.memory.suspected == 1
+
+
+async def test_an_absent_lease_is_suspect_only_to_a_pod_that_had_one(world: World) -> None:
+    keeper = await world.taken(ONE)
+    assert world.memory.suspected == 0
+    await world.kube.delete(LEASES, "default", NAME)
+    await world.taken(TWO)
+    assert world.memory.suspected == 1
+    assert not keeper.session == TWO
+
+
+async def test_a_released_session_is_over_on_its_lease_and_a_successor_keeps_that_word(world: World) -> None:
+    keeper = await world.taken(ONE)
+    keeper.end("drained")
+    assert not keeper.valid()
+    await keeper.release()
+    assert (await world.seen()).over(ONE)
+    await world.taken(TWO)
+    assert (await world.seen()).over(ONE)
