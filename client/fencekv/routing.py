@@ -98,6 +98,8 @@ class Routes:
         routes = self.tables.get(table)
         if routes and index in routes.owners:
             routes.owners[index] = replace(routes.owners[index], http=http, epoch=epoch)
+            # Whoever we would ask for all routes may not know yet what we were just told.
+            routes.stale = False
         return True
 
     def doubt(self, table: str) -> None:

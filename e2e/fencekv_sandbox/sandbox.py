@@ -33,6 +33,7 @@ from . import applying, assets
 from .apiserver import Server, serve
 from .operators import OperatorProcess
 from .pods import Backoff, PodHandle, PodRunner
+from .pods.folders import locked
 
 Object = dict[str, Any]
 
@@ -73,6 +74,7 @@ class Sandbox:
         relist_seconds: float = 1.0,
         backoff: Backoff | None = None,
         close_seconds: float = 0.0,
+        single_address: bool | None = None,
         shard_environment: Mapping[str, str] | None = None,
         operator_environment: Mapping[str, str] | None = None,
     ) -> None:
@@ -94,6 +96,7 @@ class Sandbox:
             "relist_seconds": relist_seconds,
             "backoff": backoff,
             "close_seconds": close_seconds,
+            "single_address": single_address,
             # Pods may leave compiled modules behind: a second start is a second faster.
             "environment": {"PYTHONDONTWRITEBYTECODE": "", **(shard_environment or {})},
         }
@@ -103,6 +106,7 @@ class Sandbox:
     async def __aenter__(self) -> Sandbox:
         self.data.mkdir(parents=True, exist_ok=True)
         async with contextlib.AsyncExitStack() as stack:
+            stack.enter_context(locked(self.data / "sandbox.lock", what="sandbox"))
             if self._embedded:
                 server = await stack.enter_async_context(self._serve())
                 self.server = server
@@ -171,8 +175,35 @@ class Sandbox:
         return await applying.apply(self.kube, objects, namespace=self.namespace)
 
     async def wait_ready(self, table: str, *, seconds: float = 60.0) -> Object:
-        """Waits until a table is Ready as it is specified now."""
-        return await self._wait_ready(KV_TABLES, table, seconds)
+        """Waits until a table is Ready as it is specified now, and its owners themselves say that they serve.
+
+        After a restart the status may be of the time before: it is the owners' word that counts then.
+        """
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        found = await self._wait_ready(KV_TABLES, table, seconds)
+        while left := await self.not_serving(table):
+            if loop.time() - began > seconds:
+                raise NotReady(f"KVTable {table}: after {seconds:g} s nobody serves {', '.join(left)}")
+            await asyncio.sleep(LOOK_SECONDS)
+        return found
+
+    async def not_serving(self, table: str) -> list[str]:
+        """The table's partitions whose owner by the Lease does not say that it serves them."""
+        owners, serving = {}, set()
+        for partition in await self.partitions(table):
+            owners[partition["metadata"]["name"]] = await self.owner_of(partition["metadata"]["name"])
+        for pod in {owner.pod for owner in owners.values() if owner is not None}:
+            with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
+                found = await self.report(pod)
+                serving |= {
+                    (found["session"], replica["partition"])
+                    for replica in found["replicas"]
+                    if replica["role"] == "owner" and replica["serving"]
+                }
+        return [
+            name for name, owner in owners.items() if owner is None or (str(owner.session), name) not in serving
+        ]
 
     async def wait_namespace_ready(self, name: str, *, seconds: float = 60.0) -> Object:
         """Waits until a KVNamespace is Ready as it is specified now."""

@@ -129,7 +129,9 @@ def _shrunk(placed: Placed, target: int, staying: Collection[str], min_in_sync: 
     kept = set(placed.replicas)
     for position in sorted(range(len(placed.replicas)), key=worth):
         pod = placed.replicas[position]
-        if len(kept) <= target or pod == placed.owner:
+        # An owner that is to go does not count: its place is taken by who was added for it.
+        enough = len(kept & set(staying)) <= target if pod in staying else len(kept) <= target
+        if enough or pod == placed.owner:
             break
         standbys = [other for other in kept if other in placed.in_sync and other not in {placed.owner, pod}]
         needed = min(target - 1, max(min_in_sync, int(pod in placed.in_sync)))

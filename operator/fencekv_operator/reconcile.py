@@ -62,6 +62,10 @@ TABLE_DELAY_SECONDS: Final = 0.05
 NAMESPACE_DELAY_SECONDS: Final = 0.2
 # How long a new pool's pods may take to get nodes before partitions are placed without knowing them.
 SETTLING_SECONDS: Final = 30.0
+# What is not ready is looked at again, because the failover loop tells us of what it did, not of all it waits for.
+UNREADY_SECONDS: Final = 1.0
+# The facts of a Kubernetes namespace are one table; it is not made anew for each of its partitions.
+FACTS_SECONDS: Final = 0.2
 # A refusal that may be a race is shown in the status only when it repeats.
 RACES_MAX: Final = 3
 
@@ -105,6 +109,7 @@ class Reconciler:
         self._errors: dict[Key, str] = {}
         self._failovers: dict[str, Failover] = {}  # by partition UID, until a status shows it
         self._refresh: set[Key] = set()
+        self._known: dict[str, tuple[float, Mapping[str, PartitionFacts]]] = {}
         self._locks: dict[tuple[str, str], asyncio.Lock] = {}
         self._synced = False
 
@@ -120,6 +125,7 @@ class Reconciler:
 
     def on_change(self, namespace: str, partition: str) -> None:
         """The failover loop knows something new of a partition."""
+        self._known.pop(namespace, None)
         self.queue.add((PARTITION, namespace, partition))
 
     def on_transition(self, namespace: str, transition: Transition) -> None:
@@ -149,6 +155,7 @@ class Reconciler:
             listing = await self._kube.list(resource, self._kube_namespace, labels=labels, timeout=LIST_SECONDS)
             self.cache.relisted(resource, listing.items, since=since, namespace=self._kube_namespace)
         self._synced = True
+        self._known.clear()
         for resource, sort in ((KV_NAMESPACES, NAMESPACE), (KV_TABLES, TABLE), (KV_PARTITIONS, PARTITION)):
             for obj in self.cache.all(resource):
                 key = (sort, obj["metadata"]["namespace"], obj["metadata"]["name"])
@@ -294,6 +301,8 @@ class Reconciler:
         if partition is None:
             return plan.PartitionSeen(name=name, namespace=namespace, partition=None)
         uid = partition["metadata"]["uid"]
+        if (partition.get("status") or {}).get("phase") != "Ready":
+            self.queue.add(key, delay_seconds=UNREADY_SECONDS)
         failover = self._failovers.get(uid)
         shown = ((partition.get("status") or {}).get("lastFailover") or {}).get("toEpoch", 0)
         if failover is not None and failover.transition.to_epoch <= shown:
@@ -305,10 +314,17 @@ class Reconciler:
             namespace=namespace,
             partition=partition,
             table_gone=table is None or table["metadata"]["uid"] != plan.owner_uid(partition),
-            facts=self._facts(namespace).get(uid),
+            facts=self._facts_of(namespace).get(uid),
             failover=failover,
             refresh=refresh,
         )
+
+    def _facts_of(self, namespace: str) -> Mapping[str, PartitionFacts]:
+        made_at, facts = self._known.get(namespace, (float("-inf"), {}))
+        if self._clock.now() - made_at >= FACTS_SECONDS:
+            facts = self._facts(namespace)
+            self._known[namespace] = self._clock.now(), facts
+        return facts
 
     def _age_seconds(self, obj: Object | None) -> float:
         """How old an object is by the server's wall clock and ours; negative where they disagree."""

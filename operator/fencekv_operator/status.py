@@ -220,7 +220,9 @@ def namespace_status(
     elif not settled:
         reason, message = "ShardsNotReady", f"{ready} of {wanted} shards are ready"
     degraded = _any("Degraded", partitions)
-    if not degraded.status and ready < wanted:
+    # A pool that starts is no worse than it was.
+    was_up = "True" in {condition_status(kvns, "Ready"), condition_status(kvns, "Degraded")}
+    if not degraded.status and ready < wanted and was_up:
         degraded = _problem("Degraded", True, "ShardsNotReady", message)
     conditions = [
         Condition(type="Ready", status=settled, reason=reason, message=message),

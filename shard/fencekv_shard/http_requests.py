@@ -82,6 +82,12 @@ def _shapes() -> dict[_Shape, dict[str, Route]]:
 
 
 _SHAPES: Final = _shapes()
+_LABELS: Final = {
+    route.template: [
+        (at, part[1:-1]) for at, part in enumerate(route.template[1:].split("/")) if part.startswith("{")
+    ]
+    for route in ROUTES
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,8 +124,7 @@ def match(method: str, target: str) -> Matched:
     if route is None:
         allow = ", ".join(sorted(methods))
         raise NoSuchPath(f"method: {method[:20]!r} is not one of {allow}", status=405, field="method", allow=allow)
-    labels = [part[1:-1] if part.startswith("{") else "" for part in route.template[1:].split("/")]
-    names = {label: _unquote(part, label) for label, part in zip(labels, parts, strict=True) if label}
+    names = {label: _unquote(parts[at], label) for at, label in _LABELS[route.template]}
     for label in ("namespace", "table"):
         if label in names and not 0 < len(names[label]) <= NAME_CHARS_MAX:
             limit = NAME_CHARS_MAX
@@ -291,9 +296,10 @@ class _Fields:
     def __init__(self, headers: Iterable[tuple[str, str]], route: Route) -> None:
         self._values: dict[str, str] = {}
         for raw_name, value in headers:
-            name = _KNOWN.get(raw_name.lower())
+            lower = raw_name.lower()
+            name = _KNOWN.get(lower)
             if name is None:
-                if raw_name.lower().startswith("fencekv-"):
+                if lower.startswith("fencekv-"):
                     raise Invalid(f"{raw_name[:64]}: unknown header", field=raw_name[:64])
                 continue
             if name in self._values:

@@ -133,14 +133,13 @@ class Reader:
             yield key, None
 
     def _stored_keys(self, low: str, end: str, at: int) -> Iterator[tuple[str, Where | None]]:
-        """Keys of the derived tables; None where the overlay has to be asked as well."""
+        """Keys of the derived tables. One that the overlay holds has come before, from there."""
         while True:
             if at < self._overlay.applied_seq:
                 page = self._store.versions_page(low, end, seq=at, limit=_PAGE_KEYS)
             else:
                 page = self._store.current_page(low, end, limit=_PAGE_KEYS)
-            for key, where in page:
-                yield key, None if self._overlay.holds(key) else where
+            yield from page
             if len(page) < _PAGE_KEYS:
                 return
             low = page[-1][0] + "\x01"

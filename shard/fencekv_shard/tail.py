@@ -145,11 +145,11 @@ class Link:
 
     async def _greet(self, channel: Channel) -> None:
         await channel.send(["hello", peer.PROTOCOL, str(self._session), self._session.pod, self._kvns])
-        async with asyncio.timeout(limits.PEER_SILENCE_SECONDS):
-            try:
+        try:
+            async with asyncio.timeout(limits.PEER_SILENCE_SECONDS):
                 hello = await channel.receive()
-            except TimeoutError as error:
-                raise ChannelClosed("no hello") from error
+        except TimeoutError as error:
+            raise ChannelClosed("no hello") from error
         if hello[:2] != ["hello", peer.PROTOCOL]:
             raise ChannelClosed(f"not one of us: {hello[:2]}")
 

@@ -57,7 +57,7 @@ class Reply:
 
     status: int
     body: Any  # The document, or the text where it is none.
-    headers: Any
+    headers: Any = field(repr=False)
 
     @property
     def warnings(self) -> list[str]:

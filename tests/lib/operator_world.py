@@ -1,4 +1,4 @@
-"""A cluster in memory for the operator's tests: an API server, a hand-driven reconciler, and facts made by hand."""
+"""A cluster in memory for the operator's tests: an API server, a hand-driven reconciler, facts made by hand."""
 
 from __future__ import annotations
 
@@ -157,8 +157,8 @@ class World:
         queue = operator.queue
         for _ in range(2000):
             if not queue._ready:
-                # Not what waits for pods to get nodes, nor what failed again and again.
-                delayed = [key for key, timer in queue._timers.items() if timer.when() - _loop_time() < 1.0]
+                # Not what waits for pods to get nodes or for shards, nor what failed again and again.
+                delayed = [key for key, timer in queue._timers.items() if timer.when() - _loop_time() < 0.9]
                 if not delayed:
                     return
                 for key in delayed:

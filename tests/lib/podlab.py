@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import signal
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from fencekv.kube import PODS, STATEFUL_SETS, HttpKube, KubeNotFound
-from fencekv_sandbox.pods import NotRunning
+from fencekv_sandbox.pods import NotRunning, PodRunner
 
 Object = dict[str, Any]
 T = TypeVar("T")
@@ -143,3 +146,106 @@ def is_true(pod: Object, kind: str) -> bool:
 def container_status(pod: Object) -> Object:
     found = pod.get("status", {}).get("containerStatuses") or [{}]
     return found[0]
+
+
+# What is waited for
+
+
+async def printed(runner: PodRunner, pod: str, *, empty: bool = False) -> Object | None:
+    text = runner.pod(pod).log.read_text()
+    if not text.endswith("\n"):
+        return None
+    assert "Traceback" not in text, text
+    found: Object = json.loads(text)
+    return {"": ""} if empty else found
+
+
+async def started(runner: PodRunner, pod: str) -> None:
+    async def look() -> bool:
+        return "started" in runner.pod(pod).log.read_text()
+
+    await eventually(look, what=f"{pod} started its child")
+
+
+async def settled(lab: Lab, name: str, *, ready: int) -> Object | None:
+    set_ = await lab.kube.get(STATEFUL_SETS, "default", name)
+    return set_ if set_.get("status", {}).get("readyReplicas") == ready else None
+
+
+async def gone(lab: Lab, name: str) -> bool:
+    return await lab.pod(name) is None
+
+
+async def folder_gone(folder: Path) -> bool:
+    return not folder.exists()
+
+
+async def phase_is(lab: Lab, name: str, phase: str) -> bool:
+    pod = await lab.pod(name)
+    return pod is not None and pod.get("status", {}).get("phase") == phase
+
+
+async def restarted(lab: Lab, name: str, count: int) -> Object | None:
+    pod = await lab.pod(name)
+    found = container_status(pod) if pod else {}
+    return pod if found.get("restartCount") == count and "running" in found["state"] else None
+
+
+async def ended_times(lab: Lab, name: str, count: int) -> bool:
+    """Whether the container is known to have ended so often."""
+    pod = await lab.pod(name)
+    found = container_status(pod) if pod else {}
+    return found.get("restartCount", 0) + ("terminated" in found.get("state", {})) >= count
+
+
+async def not_ready(lab: Lab, name: str) -> bool:
+    pod = await lab.pod(name)
+    return pod is not None and not is_true(pod, "Ready") and "running" in container_status(pod)["state"]
+
+
+async def waiting_for(lab: Lab, name: str, reason: str) -> Object | None:
+    pod = await lab.pod(name)
+    state = container_status(pod).get("state", {}) if pod else {}
+    return pod if state.get("waiting", {}).get("reason") == reason else None
+
+
+async def unscheduled(lab: Lab, name: str) -> Object | None:
+    pod = await lab.pod(name)
+    found = (pod or {}).get("status", {}).get("conditions") or []
+    return pod if any(c.get("reason") == "Unschedulable" for c in found) else None
+
+
+async def in_state(pids: list[int], letter: str) -> bool:
+    return all(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == letter for pid in pids)
+
+
+async def termination_of(lab: Lab, pod: Object) -> Object:
+    """How the pod's container ended, as a watcher of its object sees it."""
+    version, uid = pod["metadata"]["resourceVersion"], pod["metadata"]["uid"]
+    async with asyncio.timeout(20):
+        async for event in lab.kube.watch(PODS, "default", resource_version=version):
+            if event.object["metadata"].get("uid") == uid:
+                ended = container_status(event.object)["state"].get("terminated")
+                if ended:
+                    return dict(ended)
+    raise AssertionError("the watch ended")
+
+
+def alive(pids: list[int]) -> list[int]:
+    found = []
+    for pid in pids:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        except OSError:
+            continue
+        if state != "Z":
+            found.append(pid)
+    return found
+
+
+def wait_until_gone(pid: int) -> None:
+    for _ in range(500):
+        if not alive([pid]):
+            return
+        signal.sigtimedwait([], 0.02)
+    raise AssertionError(f"{pid} still lives")

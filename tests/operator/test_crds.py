@@ -11,13 +11,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import crd_cases
 import pytest
 import yaml
+from apiservers import Api, Reply
 from crd_cases import ABSENT, CONDITION, Case, Object, valid
 
-from fencekv.kube import CRDS, KV_NAMESPACES, KV_PARTITIONS, KV_TABLES, Access, Resource
+from fencekv.kube import KV_NAMESPACES, KV_PARTITIONS, KV_TABLES, Resource
 
 ROOT = Path(__file__).parents[2]
 NAMESPACE = "default"
@@ -25,38 +25,19 @@ RESOURCES = {resource.kind: resource for resource in (KV_NAMESPACES, KV_TABLES, 
 READY_SECONDS = 30
 
 
-class Api:
-    """Requests as they are, so that query parameters, warnings and Status bodies can be seen."""
-
-    def __init__(self, access: Access, session: aiohttp.ClientSession) -> None:
-        self._access, self._session = access, session
-
-    async def send(
-        self, method: str, path: str, body: Object | None = None, **query: str
-    ) -> tuple[int, dict[str, Any], list[str]]:
-        """Status, body and warnings of the answer."""
-        content = "application/merge-patch+json" if method == "PATCH" else "application/json"
-        headers = {"Authorization": f"Bearer {self._access.token}", "Content-Type": content}
-        async with self._session.request(
-            method, self._access.server + path, json=body, params=query, headers=headers
-        ) as answer:
-            return answer.status, await answer.json(), answer.headers.getall("Warning", [])
-
-    async def create(self, body: Object, **query: str) -> tuple[int, dict[str, Any], list[str]]:
-        """POST of a custom resource; a CRD that was just made answers 429 for a moment."""
-        path = RESOURCES[body["kind"]].path(NAMESPACE)
-        for _ in range(READY_SECONDS * 10):
-            status, answer, warnings = await self.send("POST", path, body, **query)
-            if status != 429:
-                return status, answer, warnings
+async def create(api: Api, body: Object, **query: str) -> Reply:
+    """POST of a custom resource; a definition that was just made answers 429 for a moment."""
+    async with asyncio.timeout(READY_SECONDS):
+        while True:
+            reply = await api.ask("POST", RESOURCES[body["kind"]].path(NAMESPACE), body, **query)
+            if reply.status != 429:
+                return reply
             await asyncio.sleep(0.1)
-        raise AssertionError(f"429 for {READY_SECONDS} s: {answer}")
 
-    async def established(self, name: str) -> bool:
-        """Whether the CRD is served."""
-        _, crd, _ = await self.send("GET", CRDS.path(None, name))
-        conditions = crd.get("status", {}).get("conditions", [])
-        return any(c["type"] == "Established" and c["status"] == "True" for c in conditions)
+
+async def merge(api: Api, path: str, body: Object) -> Reply:
+    """A merge patch."""
+    return await api.ask("PATCH", path, body, content="application/merge-patch+json")
 
 
 @functools.cache
@@ -66,20 +47,11 @@ def crds() -> list[Object]:
 
 
 @pytest.fixture
-async def api(apiserver: Any) -> AsyncIterator[Api]:
+async def api(apiserver: Api) -> Api:
     """The API server with the project's CRDs."""
-    access = apiserver.access
-    connector = aiohttp.TCPConnector(ssl=access.tls or True)
-    async with aiohttp.ClientSession(connector=connector) as session:
-        made = Api(access, session)
-        for crd in crds():
-            status, answer, _ = await made.send("POST", CRDS.path(None), crd)
-            assert status == 201 or answer["reason"] == "AlreadyExists", answer
-        for crd in crds():
-            async with asyncio.timeout(READY_SECONDS):
-                while not await made.established(crd["metadata"]["name"]):
-                    await asyncio.sleep(0.05)
-        yield made
+    for crd in crds():
+        await apiserver.define(crd)
+    return apiserver
 
 
 @pytest.fixture
@@ -88,70 +60,68 @@ async def stored(api: Api) -> AsyncIterator[dict[str, str]]:
     paths = {}
     for kind, resource in RESOURCES.items():
         body = valid(kind)
-        status, answer, _ = await api.create(body)
-        assert status == 201, answer
+        reply = await create(api, body)
+        assert reply.status == 201, reply
         paths[kind] = resource.path(NAMESPACE, body["metadata"]["name"])
     yield paths
     for path in paths.values():
-        await api.send("DELETE", path)
+        await api.ask("DELETE", path)
 
 
-def assert_refused(case: Case, status: int, answer: dict[str, Any]) -> None:
+def assert_refused(case: Case, reply: Reply) -> None:
     """422 with a cause of the case's field, and the case's words in the message."""
-    assert status == 422, answer
-    assert answer["reason"] == "Invalid", answer
-    assert case.field in answer["message"], answer["message"]
-    assert case.words.lower() in answer["message"].lower(), answer["message"]
-    fields = [cause["field"] for cause in answer["details"]["causes"]]
+    assert (reply.status, reply.reason) == (422, "Invalid"), reply
+    assert case.field in reply.message
+    assert case.words.lower() in reply.message.lower()
+    fields = [cause["field"] for cause in reply.body["details"]["causes"]]
     # A rule on the root has no field of its own: its message names metadata.name.
     assert case.field in fields or case.field == crd_cases.NAME, fields
 
 
 @pytest.mark.parametrize("case", crd_cases.BAD, ids=lambda case: case.id)
 async def test_a_bad_resource_is_refused_and_the_refusal_names_the_field(api: Api, case: Case) -> None:
-    status, answer, _ = await api.create(valid(case.kind, case.changes))
+    reply = await create(api, valid(case.kind, case.changes))
 
-    assert_refused(case, status, answer)
-    _, listing, _ = await api.send("GET", RESOURCES[case.kind].path(NAMESPACE))
-    assert listing["items"] == []
+    assert_refused(case, reply)
+    listing = await api.ask("GET", RESOURCES[case.kind].path(NAMESPACE))
+    assert listing.body["items"] == []
 
 
 @pytest.mark.parametrize("case", crd_cases.GOOD, ids=lambda case: case.id)
 async def test_a_good_resource_is_accepted(api: Api, case: Case) -> None:
-    status, answer, _ = await api.create(valid(case.kind, case.changes), dryRun="All", fieldValidation="Strict")
+    reply = await create(api, valid(case.kind, case.changes), dryRun="All", fieldValidation="Strict")
 
-    assert status == 201, answer
+    assert reply.status == 201, reply
 
 
 @pytest.mark.parametrize("case", crd_cases.BAD_STATUSES, ids=lambda case: case.id)
 async def test_a_bad_status_is_refused(api: Api, stored: dict[str, str], case: Case) -> None:
     body = {"status": valid(case.kind, case.changes)["status"]}
 
-    status, answer, _ = await api.send("PATCH", stored[case.kind] + "/status", body)
+    reply = await merge(api, stored[case.kind] + "/status", body)
 
-    assert_refused(case, status, answer)
+    assert_refused(case, reply)
 
 
 @pytest.mark.parametrize("case", crd_cases.IMMUTABLE, ids=lambda case: case.id)
 async def test_what_may_not_change_does_not_change(api: Api, stored: dict[str, str], case: Case) -> None:
-    _, before, _ = await api.send("GET", stored[case.kind])
+    before = (await api.ask("GET", stored[case.kind])).body
 
     body = {"spec": valid(case.kind, case.changes)["spec"]}
-    status, answer, _ = await api.send("PATCH", stored[case.kind], body)
+    reply = await merge(api, stored[case.kind], body)
 
-    assert_refused(case, status, answer)
-    _, after, _ = await api.send("GET", stored[case.kind])
-    assert after == before
+    assert_refused(case, reply)
+    assert (await api.ask("GET", stored[case.kind])).body == before
 
 
 @pytest.mark.parametrize("case", crd_cases.MUTABLE, ids=lambda case: case.id)
 async def test_what_may_change_does_change(api: Api, stored: dict[str, str], case: Case) -> None:
     body = {"spec": valid(case.kind, case.changes)["spec"]}
 
-    status, answer, _ = await api.send("PATCH", stored[case.kind], body)
+    reply = await merge(api, stored[case.kind], body)
 
-    assert status == 200, answer
-    assert answer["metadata"]["generation"] == 2
+    assert reply.status == 200, reply
+    assert reply.body["metadata"]["generation"] == 2
 
 
 @pytest.mark.parametrize("case", crd_cases.UNKNOWN_FIELDS, ids=lambda case: case.id)
@@ -160,14 +130,14 @@ async def test_an_unknown_field_is_refused_when_strict_and_warned_of_and_dropped
 ) -> None:
     body = valid(case.kind, case.changes)
 
-    status, answer, _ = await api.create(body, dryRun="All", fieldValidation="Strict")
-    assert status == 400, answer
-    assert f'unknown field "{case.field}"' in answer["message"]
+    reply = await create(api, body, dryRun="All", fieldValidation="Strict")
+    assert reply.status == 400, reply
+    assert f'unknown field "{case.field}"' in reply.message
 
-    status, answer, warnings = await api.create(body, dryRun="All", fieldValidation="Warn")
-    assert status == 201, answer
-    assert any(f'unknown field \\"{case.field}\\"' in warning for warning in warnings), warnings
-    value: Any = answer
+    reply = await create(api, body, dryRun="All", fieldValidation="Warn")
+    assert reply.status == 201, reply
+    assert any(f'unknown field \\"{case.field}\\"' in warning for warning in reply.warnings), reply.warnings
+    value: Any = reply.body
     *parents, last = case.field.split(".")
     for step in parents:
         value = value.get(step, {})
@@ -175,9 +145,9 @@ async def test_an_unknown_field_is_refused_when_strict_and_warned_of_and_dropped
 
 
 async def test_a_namespace_gets_its_defaults(api: Api) -> None:
-    _, answer, _ = await api.create(valid("KVNamespace", {"spec": ABSENT}), dryRun="All")
+    reply = await create(api, valid("KVNamespace", {"spec": ABSENT}), dryRun="All")
 
-    assert answer["spec"] == {
+    assert reply.body["spec"] == {
         "shards": {
             "replicas": 3,
             "imagePullPolicy": "IfNotPresent",
@@ -196,17 +166,17 @@ async def test_a_namespace_gets_its_defaults(api: Api) -> None:
 async def test_a_part_of_a_namespace_keeps_the_defaults_of_the_rest(api: Api) -> None:
     body = valid("KVNamespace", {"spec": {"lease": {"validSeconds": 3}, "defaults": {"replicas": 4}}})
 
-    _, answer, _ = await api.create(body, dryRun="All")
+    reply = await create(api, body, dryRun="All")
 
-    assert answer["spec"]["lease"] == {"durationSeconds": 6, "validSeconds": 3, "renewSeconds": 1}
-    assert answer["spec"]["defaults"] == {"durability": "replicated", "replicas": 4, "minInSync": 1}
+    assert reply.body["spec"]["lease"] == {"durationSeconds": 6, "validSeconds": 3, "renewSeconds": 1}
+    assert reply.body["spec"]["defaults"] == {"durability": "replicated", "replicas": 4, "minInSync": 1}
 
 
 async def test_a_table_gets_its_defaults_and_inherits_the_rest(api: Api) -> None:
-    _, answer, _ = await api.create(valid("KVTable"), dryRun="All")
+    reply = await create(api, valid("KVTable"), dryRun="All")
 
     # replicas, minInSync and durability stay absent: the KVNamespace's defaults hold for them.
-    assert answer["spec"] == {
+    assert reply.body["spec"] == {
         "namespace": "tenant",
         "partitioning": {"strategy": "hash", "count": 1},
         "maxUnshippedSeconds": 1,
@@ -218,12 +188,12 @@ async def test_a_table_gets_its_defaults_and_inherits_the_rest(api: Api) -> None
 async def test_the_epoch_of_a_partition_never_falls(api: Api, stored: dict[str, str]) -> None:
     path = stored["KVPartition"] + "/status"
     for epoch in (0, 4, 4, 7):
-        status, answer, _ = await api.send("PATCH", path, {"status": {"epoch": epoch}})
-        assert status == 200, answer
+        reply = await merge(api, path, {"status": {"epoch": epoch}})
+        assert reply.status == 200, reply
 
-    status, answer, _ = await api.send("PATCH", path, {"status": {"epoch": 6}})
+    reply = await merge(api, path, {"status": {"epoch": 6}})
 
-    assert_refused(Case(kind="KVPartition", changes={}, field="status.epoch", words="never falls"), status, answer)
+    assert_refused(Case(kind="KVPartition", changes={}, field="status.epoch", words="never falls"), reply)
 
 
 async def test_a_whole_status_is_stored_and_does_not_touch_the_spec(api: Api, stored: dict[str, str]) -> None:
@@ -248,25 +218,23 @@ async def test_a_whole_status_is_stored_and_does_not_touch_the_spec(api: Api, st
         },
     }
 
-    status, answer, _ = await api.send(
-        "PATCH", stored["KVPartition"] + "/status", {"status": whole, "spec": {"minInSync": 2}}
-    )
+    reply = await merge(api, stored["KVPartition"] + "/status", {"status": whole, "spec": {"minInSync": 2}})
 
-    assert status == 200, answer
-    assert answer["status"] == whole
-    assert answer["spec"]["minInSync"] == 1
-    assert answer["metadata"]["generation"] == 1
+    assert reply.status == 200, reply
+    assert reply.body["status"] == whole
+    assert reply.body["spec"]["minInSync"] == 1
+    assert reply.body["metadata"]["generation"] == 1
 
 
 async def test_the_samples_are_accepted(api: Api) -> None:
     for sample in yaml.safe_load_all((ROOT / "manifests/samples/sample.yaml").read_text()):
-        status, answer, _ = await api.create(sample, dryRun="All", fieldValidation="Strict")
-        assert status == 201, answer
+        reply = await create(api, sample, dryRun="All", fieldValidation="Strict")
+        assert reply.status == 201, reply
 
 
 async def test_partitions_are_shown_in_columns(api: Api, stored: dict[str, str]) -> None:
     status = {"epoch": 4, "owner": "tenant-0", "inSync": ["tenant-0"], "token": "4.8", "lag": 0, "phase": "Ready"}
-    await api.send("PATCH", stored["KVPartition"] + "/status", {"status": status})
+    await merge(api, stored["KVPartition"] + "/status", {"status": status})
 
     table = await _table(api, KV_PARTITIONS)
 
@@ -290,9 +258,9 @@ async def test_tables_and_namespaces_are_shown_with_their_ready_condition(
     api: Api, stored: dict[str, str]
 ) -> None:
     status = {"partitions": 4, "readyPartitions": 3, "conditions": [{**CONDITION, "status": "False"}]}
-    await api.send("PATCH", stored["KVTable"] + "/status", {"status": status})
+    await merge(api, stored["KVTable"] + "/status", {"status": status})
     status = {"readyShards": 3, "tables": 1, "partitions": 4, "conditions": [CONDITION]}
-    await api.send("PATCH", stored["KVNamespace"] + "/status", {"status": status})
+    await merge(api, stored["KVNamespace"] + "/status", {"status": status})
 
     [table] = await _table(api, KV_TABLES)
     [namespace] = await _table(api, KV_NAMESPACES)
@@ -303,12 +271,7 @@ async def test_tables_and_namespaces_are_shown_with_their_ready_condition(
 
 async def _table(api: Api, resource: Resource) -> list[dict[str, Any]]:
     """What `kubectl get` would show."""
-    headers = {
-        "Accept": "application/json;as=Table;v=v1;g=meta.k8s.io",
-        "Authorization": f"Bearer {api._access.token}",
-    }
-    url = api._access.server + resource.path(NAMESPACE)
-    async with api._session.get(url, headers=headers) as answer:
-        table = await answer.json()
+    accept = "application/json;as=Table;v=v1;g=meta.k8s.io"
+    table = (await api.ask("GET", resource.path(NAMESPACE), accept=accept)).body
     names = [column["name"] for column in table["columnDefinitions"]]
     return [dict(zip(names, row["cells"], strict=True)) for row in table["rows"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 import pytest
@@ -387,10 +388,8 @@ async def run_to_the_end(world: World, *, delete: bool) -> None:
     await world.settle()
     if delete:
         for resource, name in ((KV_TABLES, "orders"), (KV_NAMESPACES, "sample")):
-            try:
+            with contextlib.suppress(KubeNotFound):
                 await world.delete(resource, name)
-            except KubeNotFound:
-                pass
         await world.settle()
 
 
@@ -447,7 +446,9 @@ async def test_scaling_down_waits_until_the_pods_that_go_are_not_needed() -> Non
     await world.edit(KV_NAMESPACES, "sample", {"shards": {"replicas": 3}})
     await world.settle()
     assert (await world.get(STATEFUL_SETS, "sample"))["spec"]["replicas"] == 4
-    # The replica that was added is in sync now: the owner may stop, and hands over as it does.
+    # The replicas that were added are in sync now: the owner may stop, and hands over as it does.
+    for each in await world.partitions():
+        world.facts[each["metadata"]["uid"]] = facts_of(each)
     partition = await world.get(KV_PARTITIONS, "orders-0")
     assert set(partition["spec"]["replicas"]) > {"sample-3", "sample-0"}
     uid = partition["metadata"]["uid"]

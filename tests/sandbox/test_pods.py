@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import subprocess
@@ -13,7 +12,31 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from podlab import FAMILY, SLEEP, WEB, Lab, container_status, eventually, is_true, stateful_set
+from podlab import (
+    FAMILY,
+    SLEEP,
+    WEB,
+    Lab,
+    alive,
+    container_status,
+    ended_times,
+    eventually,
+    folder_gone,
+    gone,
+    in_state,
+    is_true,
+    not_ready,
+    phase_is,
+    printed,
+    restarted,
+    settled,
+    started,
+    stateful_set,
+    termination_of,
+    unscheduled,
+    wait_until_gone,
+    waiting_for,
+)
 
 from fencekv.kube import CLAIMS, PODS, STATEFUL_SETS, Access, HttpKube, Resource
 from fencekv_sandbox.pods import Backoff, FolderInUse, NotRunning, PodRunner, processes
@@ -326,8 +349,6 @@ async def test_pods_go_with_their_set_and_a_volume_goes_with_its_claim(
     await eventually(lambda: gone(lab, "leaving-0"), what="the pod is gone")
     assert not alive(pids)
     assert folder.exists()
-    # A cluster's own controller takes this finalizer off once no pod uses the claim; here nobody does.
-    await lab.kube.patch(CLAIMS, "default", "data-leaving-0", {"metadata": {"finalizers": None}})
     await lab.kube.delete(CLAIMS, "default", "data-leaving-0")
     await eventually(lambda: folder_gone(folder), what="the folder is gone")
 
@@ -439,106 +460,3 @@ def test_where_the_kernel_does_not_help_a_watcher_ends_what_outlives_the_runner(
 async def test_a_handle_says_that_its_pod_is_not_there(runner: PodRunner) -> None:
     with pytest.raises(NotRunning, match="nobody-0"):
         runner.pod("nobody-0").pids()
-
-
-# What is waited for
-
-
-async def printed(runner: PodRunner, pod: str, *, empty: bool = False) -> Object | None:
-    text = runner.pod(pod).log.read_text()
-    if not text.endswith("\n"):
-        return None
-    assert "Traceback" not in text, text
-    found: Object = json.loads(text)
-    return {"": ""} if empty else found
-
-
-async def started(runner: PodRunner, pod: str) -> None:
-    async def look() -> bool:
-        return "started" in runner.pod(pod).log.read_text()
-
-    await eventually(look, what=f"{pod} started its child")
-
-
-async def settled(lab: Lab, name: str, *, ready: int) -> Object | None:
-    set_ = await lab.kube.get(STATEFUL_SETS, "default", name)
-    return set_ if set_.get("status", {}).get("readyReplicas") == ready else None
-
-
-async def gone(lab: Lab, name: str) -> bool:
-    return await lab.pod(name) is None
-
-
-async def folder_gone(folder: Path) -> bool:
-    return not folder.exists()
-
-
-async def phase_is(lab: Lab, name: str, phase: str) -> bool:
-    pod = await lab.pod(name)
-    return pod is not None and pod.get("status", {}).get("phase") == phase
-
-
-async def restarted(lab: Lab, name: str, count: int) -> Object | None:
-    pod = await lab.pod(name)
-    found = container_status(pod) if pod else {}
-    return pod if found.get("restartCount") == count and "running" in found["state"] else None
-
-
-async def ended_times(lab: Lab, name: str, count: int) -> bool:
-    """Whether the container is known to have ended so often."""
-    pod = await lab.pod(name)
-    found = container_status(pod) if pod else {}
-    return found.get("restartCount", 0) + ("terminated" in found.get("state", {})) >= count
-
-
-async def not_ready(lab: Lab, name: str) -> bool:
-    pod = await lab.pod(name)
-    return pod is not None and not is_true(pod, "Ready") and "running" in container_status(pod)["state"]
-
-
-async def waiting_for(lab: Lab, name: str, reason: str) -> Object | None:
-    pod = await lab.pod(name)
-    state = container_status(pod).get("state", {}) if pod else {}
-    return pod if state.get("waiting", {}).get("reason") == reason else None
-
-
-async def unscheduled(lab: Lab, name: str) -> Object | None:
-    pod = await lab.pod(name)
-    found = (pod or {}).get("status", {}).get("conditions") or []
-    return pod if any(c.get("reason") == "Unschedulable" for c in found) else None
-
-
-async def in_state(pids: list[int], letter: str) -> bool:
-    return all(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == letter for pid in pids)
-
-
-async def termination_of(lab: Lab, pod: Object) -> Object:
-    """How the pod's container ended, as a watcher of its object sees it."""
-    version, uid = pod["metadata"]["resourceVersion"], pod["metadata"]["uid"]
-    async with asyncio.timeout(20):
-        async for event in lab.kube.watch(PODS, "default", resource_version=version):
-            if event.object["metadata"].get("uid") == uid:
-                ended = container_status(event.object)["state"].get("terminated")
-                if ended:
-                    return dict(ended)
-    raise AssertionError("the watch ended")
-
-
-def alive(pids: list[int]) -> list[int]:
-    found = []
-    for pid in pids:
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-        except OSError:
-            continue
-        if state != "Z":
-            found.append(pid)
-    return found
-
-
-def wait_until_gone(pid: int) -> None:
-    for _ in range(500):
-        if not alive([pid]):
-            return
-        signal.sigtimedwait([], 0.02)
-    raise AssertionError(f"{pid} still lives")

@@ -45,7 +45,9 @@ def test_an_epoch_never_falls_and_never_repeats() -> None:
 
 
 def test_owner_is_reached_by_a_grant_and_its_opening_only() -> None:
-    into_owner = {(role, event) for role, row in TRANSITIONS.items() for event, to in row.items() if to is Role.OWNER}
+    into_owner = {
+        (role, event) for role, row in TRANSITIONS.items() for event, to in row.items() if to is Role.OWNER
+    }
     assert into_owner == {(Role.GRANTED, Event.OPENED)}
 
 

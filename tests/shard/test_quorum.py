@@ -72,7 +72,10 @@ def test_a_standby_counted_for_a_join_that_failed_is_let_go_by_a_swap_that_chang
 
 MEMBERS = [B, C, "c/2", "d/1"]
 STANDBYS = st.builds(
-    Standby, caught_up=st.booleans(), silent_seconds=st.sampled_from([0.0, 0.5, 1.0, 9.0]), session_over=st.booleans()
+    Standby,
+    caught_up=st.booleans(),
+    silent_seconds=st.sampled_from([0.0, 0.5, 1.0, 9.0]),
+    session_over=st.booleans(),
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Awaitable
@@ -265,6 +266,42 @@ def cbor_sequence(path: Path) -> list[bytes]:
     return records
 
 
+@pytest.mark.parametrize("seed", range(6))
+async def test_reads_before_during_and_after_each_apply_step(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine above meets these moments by chance; here each one is met."""
+    monkeypatch.setattr(limits, "APPLY_ENTRIES", 3)
+    monkeypatch.setattr(reader, "_PAGE_KEYS", 2)
+    chance = random.Random(seed)
+    model = Model([txn(at, *_some_writes(chance)) for at in range(14)])
+    executor = Holding()
+    replica = await Replica.open(tmp_path, UID, executor=executor, new_id=ids())
+    await replica.promise(1)
+    await replica.append_own(model.entries, epoch=1)
+    everywhere = range(-1, len(model.entries))
+    while replica.applied_seq < replica.last.seq:
+        assert_equals_model(replica, model, everywhere)
+        replica.commit(min(replica.commit_seq + chance.randint(1, 4), replica.last.seq))
+        executor.hold()
+        step = asyncio.create_task(replica.apply_step())
+        await executor.held.wait()
+        assert replica._store.state.applied_seq > replica.applied_seq
+        assert_equals_model(replica, model, everywhere)
+        executor.release()
+        await step
+        above = {write.key for entry in model.entries[replica.applied_seq + 1 :] for write in entry.writes}
+        assert replica._overlay.keys("", "") == sorted(above)
+    assert_equals_model(replica, model, everywhere)
+    await replica.verify()
+    await replica.close()
+
+
+def _some_writes(chance: random.Random) -> list[Write]:
+    names = chance.sample(["a", "a\x01", "b", "é"], chance.randint(1, 2))
+    return [Delete(name) if chance.random() < 0.4 else Put(name, chance.randbytes(2)) for name in names]
+
+
 # -- promises -------------------------------------------------------------------------------------------------
 
 
@@ -501,6 +538,37 @@ async def test_a_cancelled_opening_gives_its_lock_back(tmp_path: Path) -> None:
     for _ in range(5):
         await asyncio.sleep(0)
     await (await open_replica(tmp_path)).close()
+
+
+async def test_reads_on_the_loop_agree_with_the_journal_while_a_thread_writes(tmp_path: Path) -> None:
+    threads = WriterThreads(1)
+    replica = await Replica.open(tmp_path, UID, executor=threads.of(UID), new_id=ids())
+    await replica.promise(1)
+    entries = [txn(at, Put(f"k{at % 7}", b"%d" % at)) for at in range(400)]
+
+    async def write() -> None:
+        for at in range(0, len(entries), 8):
+            await replica.append_own(entries[at : at + 8], epoch=1)
+            replica.commit(replica.last.seq)
+
+    async def apply() -> None:
+        while replica.applied_seq < len(entries) - 1:
+            await replica.apply_step()
+            await asyncio.sleep(0)
+
+    working = asyncio.gather(write(), apply())
+    looks = 0
+    while not working.done():
+        at = replica.last.seq
+        values = [record.value for _, record in replica.scan(limit=9, at=at)[0]]
+        assert sorted(map(int, values)) == list(range(max(0, at - 6), at + 1))
+        looks += 1
+        await asyncio.sleep(0)
+    await working
+    assert looks > 10
+    await replica.verify()
+    await replica.close()
+    threads.close()
 
 
 async def test_a_full_overlay_says_so_and_empties_by_steps(

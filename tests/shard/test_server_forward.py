@@ -1,4 +1,4 @@
-"""A shard that does not own the partition has the owner answer, over one hop, and never claims what it cannot know."""
+"""A shard that does not own the partition has the owner answer, one hop away, and claims only what it knows."""
 
 from __future__ import annotations
 

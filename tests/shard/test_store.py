@@ -113,14 +113,13 @@ def test_promises_and_closed_epochs_only_rise(store: Store) -> None:
 
 def test_a_record_that_does_not_follow_the_last_on_disk_is_our_bug(store: Store) -> None:
     put(store, [txn(0)])
-    believed = store.state
-    put(store, [txn(1)])
-    state, records = appended(believed, [(txn(1), encode_entry(txn(1)))], commit_seq=-1)
-    _overwrite(store, "meta", b"state", encode_state(believed))
-    store._raw = encode_state(believed)
-    with pytest.raises(AssertionError):
-        store.append(records, state, promised=1)
-    assert store.last_seq() == 1
+    disk = store.state
+    for seq in (0, 2):
+        believed, _ = appended(State(replica_id="a3f0", promised=1), _pairs(seq), commit_seq=-1)
+        state, records = appended(believed, [(txn(seq), encode_entry(txn(seq)))], commit_seq=-1)
+        with pytest.raises(AssertionError):
+            store.append(records, state, promised=1)
+        assert (store.last_seq(), store.state) == (0, disk)
 
 
 # -- whole or not at all --------------------------------------------------------------------------------------
@@ -380,9 +379,10 @@ def test_a_crash_while_a_replica_is_created_is_finished_or_undone(
     assert sorted(path.name for path in tmp_path.iterdir()) == [UID]
 
 
+@pytest.mark.parametrize("promised", [2, 9])
 @pytest.mark.parametrize("step", range(10))
 def test_a_crash_while_seeding_anew_loses_no_promise(
-    step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    step: int, promised: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     new_id = ids()
     old = files.open_or_create(tmp_path, UID, new_id=new_id)
@@ -394,7 +394,7 @@ def test_a_crash_while_seeding_anew_loses_no_promise(
     with monkeypatch.context() as patch:
         crash_at(step, patch)
         try:
-            files.replace_environment(tmp_path, UID, new_id=new_id, promised=2).close()
+            files.replace_environment(tmp_path, UID, new_id=new_id, promised=promised).close()
             finished = True
         except Crash:
             finished = False
@@ -402,12 +402,12 @@ def test_a_crash_while_seeding_anew_loses_no_promise(
     store = files.open_or_create(tmp_path, UID, new_id=new_id)
     state = store.state
     store.close()
-    assert (state.promised, state.closed_epoch) == (4, 3)
     aside = [path.name for path in tmp_path.glob("*.aside-*")]
     if state.replica_id == old_id:
-        assert (state.last.seq, aside) == (0, [])
+        assert (state.last.seq, state.promised, state.closed_epoch, aside) == (0, 4, 3, [])
     else:
-        assert (state.last.seq, aside) == (-1, [f"{UID}.aside-{old_id}"])
+        assert (state.last.seq, state.promised, state.closed_epoch) == (-1, max(promised, 4), 3)
+        assert aside == [f"{UID}.aside-{old_id}"]
     assert not (tmp_path / f"{UID}.seed").exists()
 
 

@@ -8,6 +8,7 @@ Invariants:
 from __future__ import annotations
 
 import importlib
+import sys
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points, version
 from typing import Final, cast
@@ -67,7 +68,8 @@ def _load(plug_in: EntryPoint) -> click.Command:
         @click.command(name=plug_in.name, help=f"({reason})", context_settings={"ignore_unknown_options": True})
         @click.argument("arguments", nargs=-1)
         def broken(arguments: tuple[str, ...]) -> None:
-            raise click.ClickException(f"{plug_in.name} {reason}")
+            click.echo(f"fencekv: {plug_in.name} {reason}", err=True)
+            sys.exit(3)
 
         return broken
     return cast(click.Command, loaded)

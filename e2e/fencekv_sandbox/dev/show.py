@@ -123,10 +123,10 @@ async def _run(wish: Wish, teller: Teller) -> int:
         if not outcome.is_good or wish.ends:
             return GOOD if outcome.is_good else NOT_GOOD
         _invite(sandbox, teller)
-        try:
+        # From here on a signal is the regular end.
+        with contextlib.suppress(asyncio.CancelledError):
             await asyncio.Event().wait()
-        finally:
-            teller.say("\nstopping …")
+        teller.say("\nstopping …")
     return GOOD
 
 
@@ -142,7 +142,7 @@ async def _opened(sandbox: Sandbox, teller: Teller) -> AsyncIterator[None]:
 
 async def _present(sandbox: Sandbox, wish: Wish, teller: Teller) -> Outcome:
     """The sample, a put, a get, and the failover."""
-    with teller.step(f"{wish.shards} shards run, table {TABLE} is Ready"):
+    with teller.step(f"{wish.shards} shard{'s run' if wish.shards > 1 else ' runs'}, table {TABLE} is Ready"):
         await sandbox.apply(list(_samples(wish.shards)))
         await sandbox.wait_ready(TABLE, seconds=READY_SECONDS_MAX)
     ready_seconds = teller.seconds

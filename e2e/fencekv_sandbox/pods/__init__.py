@@ -2,6 +2,7 @@
 
 from .backoff import Backoff
 from .faults import NotRunning, PodHandle
-from .runner import FolderInUse, PodRunner
+from .folders import FolderInUse
+from .runner import PodRunner
 
 __all__ = ["Backoff", "FolderInUse", "NotRunning", "PodHandle", "PodRunner"]

@@ -29,12 +29,14 @@ from fencekv.kube import (
 
 from . import statefulset, status
 from .cache import DELETED, Cache, Key, key_of
+from .environment import claim_volumes
 from .statefulset import Action, CreateClaim, CreatePod, DeletePod
 
 Object = dict[str, Any]
 
 NODES: Final = Resource("", "v1", "nodes", "Node")
 ROUND_SECONDS: Final = 1.0
+PROTECTION: Final = "kubernetes.io/pvc-protection"
 ZONE: Final = "topology.kubernetes.io/zone"
 
 _log = logging.getLogger("fencekv.sandbox.pods")
@@ -114,7 +116,9 @@ class Controller:
             if not pod["spec"].get("nodeName") and not (pod.get("status") or {}).get("conditions"):
                 await self._attempt(key_of(pod), self._wait_for_node(pod))
         for claim in self._claims:
-            if (claim.get("status") or {}).get("phase") != "Bound":
+            if claim["metadata"].get("deletionTimestamp"):
+                await self._attempt(key_of(claim), self._let_go(claim))
+            elif (claim.get("status") or {}).get("phase") != "Bound":
                 await self._attempt(key_of(claim), self._bind(claim))
 
     async def _attempt(self, key: Key, step: Awaitable[None]) -> None:
@@ -171,6 +175,19 @@ class Controller:
         }
         patch = {"metadata": {"uid": claim["metadata"]["uid"]}, "status": found}
         await self._kube.patch(CLAIMS, *key_of(claim), patch, subresource="status")
+
+    async def _let_go(self, claim: Object) -> None:
+        """An API server protects claims by a finalizer, which a cluster takes off once no pod uses the claim."""
+        namespace, name = key_of(claim)
+        users = [pod for pod in self._pods if pod["metadata"]["namespace"] == namespace]
+        finalizers = claim["metadata"].get("finalizers") or []
+        if PROTECTION not in finalizers or any(name in claim_volumes(pod).values() for pod in users):
+            return
+        metadata = {
+            "uid": claim["metadata"]["uid"],
+            "finalizers": [one for one in finalizers if one != PROTECTION] or None,
+        }
+        await self._kube.patch(CLAIMS, namespace, name, {"metadata": metadata})
 
     def _claim_changed(self, kind: str, claim: Object) -> None:
         if kind == DELETED:

@@ -11,9 +11,12 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -104,6 +107,22 @@ class PodFolders:
     def clear(self) -> None:
         """Removes what belongs to one incarnation of the pod; volumes and logs stay."""
         shutil.rmtree(self.run, ignore_errors=True)
+
+
+class FolderInUse(Exception):
+    """Another process works in the data folder."""
+
+
+@contextlib.contextmanager
+def locked(file: Path, *, what: str) -> Iterator[None]:
+    """Holds a lock on the file for as long as this process works in its folder."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise FolderInUse(f"{file.parent}: another {what} works here") from error
+        yield
 
 
 def write_whole(file: Path, text: str) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import shutil
 import signal
@@ -31,7 +30,7 @@ from .backoff import Backoff
 from .cache import Cache, Key, key_of
 from .controller import Controller
 from .faults import NotRunning, PodHandle
-from .folders import PodFolders
+from .folders import PodFolders, locked
 from .kubelet import PodWorker
 from .logs import read_log
 from .settings import COMMANDS, Api, Shared, Ticker
@@ -41,15 +40,12 @@ Object = dict[str, Any]
 LEFT_OVER_SECONDS_MAX: Final = 5.0
 
 
-class FolderInUse(Exception):
-    """Another runner works in the data folder."""
-
-
 class PodRunner:
     """Runs the pods of all StatefulSets of an API server while it is open (`async with`).
 
     `backoff` is a kubelet's (10 s, doubled) unless given; `environment` is set for every container;
-    `close_seconds` is what pods get to end by themselves when the runner closes.
+    `close_seconds` is what pods get to end by themselves when the runner closes. Open it on a thread that lives as
+    long as it does: the kernel ends containers with the thread that started them.
     """
 
     def __init__(
@@ -106,7 +102,7 @@ class PodRunner:
     async def run(self, started: asyncio.Event | None = None) -> None:
         """Works until cancelled."""
         async with contextlib.AsyncExitStack() as stack:
-            self._lock_folder(stack)
+            stack.enter_context(locked(self._data / "runner.lock", what="pod runner"))
             await self._end_left_over()
             addresses = Addresses(self._data / "addresses.json", single=self._single)
             stack.callback(addresses.close)
@@ -240,14 +236,6 @@ class PodRunner:
             probes=session,
             wall=self._wall,
         )
-
-    def _lock_folder(self, stack: contextlib.AsyncExitStack) -> None:
-        self._data.mkdir(parents=True, exist_ok=True)
-        lock = stack.enter_context((self._data / "runner.lock").open("w"))
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise FolderInUse(f"{self._data}: another pod runner works here") from error
 
     async def _end_left_over(self) -> None:
         async with asyncio.timeout(LEFT_OVER_SECONDS_MAX):

@@ -52,6 +52,7 @@ class Operation:
     expected: Value = None
     version: Version | None = None  # None: not known, or the key is absent.
     pod: str = ""  # who acknowledged
+    epoch: int = 0  # under which epoch a write was acknowledged; a repeated one has an older version
     outcome: Outcome = Outcome.PENDING
     called: int = 0
     answered: int | None = None  # None: never.

@@ -143,7 +143,7 @@ class Client:
 
     def _note(self, key: str, operation: Operation, answer: Answer) -> None:
         operation.version = tuple(answer["version"]) if answer["version"] else None
-        operation.pod = answer["pod"]
+        operation.pod, operation.epoch = answer["pod"], answer["epoch"]
         self._seen[key] = operation.value
         if not operation.cached:
             self._tokens[key] = answer["token"]

@@ -92,10 +92,12 @@ class Process:
         self.loop.call_soon(self._reap, status, context=contextvars.Context())
 
     def _reap(self, status: int) -> None:
+        self.loop.note_unretrieved(self.tasks)
         for task in reversed(self.tasks):
             _close(task, self.context())
         self.tasks.clear()
-        for callback in tuple(self.at_exit):
+        callbacks, self.at_exit = self.at_exit, []
+        for callback in callbacks:
             callback(status)
 
     def adopt(self, task: _Task) -> None:
@@ -316,20 +318,21 @@ class SimulationLoop(asyncio.BaseEventLoop):
         error = context.get("exception")
         self.errors.append(f"{process.name if process else '-'}: {context.get('message')}: {error!r}")
 
-    def _note_unretrieved(self, tasks: list[_Task]) -> None:
+    def note_unretrieved(self, tasks: list[_Task]) -> None:
+        """Notes the errors of tasks that ended and that nobody looked at; leaving the process is none."""
         for task in tasks:
             if task.done() and task._log_traceback:
                 task._log_traceback = False
-                name = task.process.name if task.process else "-"
-                self.errors.append(f"{name}: {task.get_name()}: {task.exception()!r}")
+                error = task.exception()
+                if not isinstance(error, SystemExit):
+                    name = task.process.name if task.process else "-"
+                    self.errors.append(f"{name}: {task.get_coro().__qualname__}: {error!r}")
 
     def _take_apart(self) -> None:
         for process in self.processes:
-            if process.alive:
-                self._note_unretrieved(process.tasks)
-                process.alive = False
-                process._reap(0)
-        self._note_unretrieved(self._root_tasks)
+            process.alive = False
+            process._reap(0)  # also one that died so late that it was not reaped yet
+        self.note_unretrieved(self._root_tasks)
         for task in reversed(self._root_tasks):
             _close(task, contextvars.Context())
         self._waiting.clear()

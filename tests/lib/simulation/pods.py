@@ -75,6 +75,8 @@ class Pod:
 
     def replace(self) -> None:
         """Force deletion: the object goes at once, the processes a moment later; a new pod of that name comes."""
+        if not self._restarts:
+            return  # that is under way already
         self.loop.trace(f"delete pod {self.name}")
         self.api.ask("DELETE", PODS.path(self.namespace, self.name), body={"gracePeriodSeconds": 0})
         self._restarts = False

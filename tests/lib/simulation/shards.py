@@ -17,6 +17,7 @@ from fencekv_operator.reports import MalformedReport, Report
 from fencekv_shard.api import Consistency, Options
 from fencekv_shard.memory import DataFolderInUse
 from fencekv_shard.node import Node, NodeConfig
+from fencekv_shard.partition import Partition
 from fencekv_shard.session import SessionOver
 from fencekv_shard.transaction import Compare, Put, Relation, Target, Transaction
 from simulation.disk import DiskSpeed, SimExecutor
@@ -144,11 +145,14 @@ class Shard:
             record = read.record
             version = [record.version.epoch, record.version.number] if record else None
             value = record.value if record else None
-            return {"pod": node.pod, "value": value, "version": version, "token": str(read.token)}
+            return {"pod": node.pod, "epoch": 0, "value": value, "version": version, "token": str(read.token)}
+        assert isinstance(partition, Partition), partition
+        epoch = partition.fence.epoch
         committed = await partition.submit(_transaction(request), options)
         written = committed.version
         return {
             "pod": node.pod,
+            "epoch": epoch,  # whose right it was: a repeated request shows the version of its first commit
             "done": committed.effect.succeeded,
             "version": [written.epoch, written.number] if written else None,
             "token": str(committed.token),

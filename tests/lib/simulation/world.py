@@ -264,9 +264,9 @@ class World:
             journals.append(journal)
             findings += problems
         acknowledged = [
-            (uids[partitioning.partition_of(one.key)], one.version[0], one.pod)
+            (uids[partitioning.partition_of(one.key)], one.epoch, one.pod)
             for one in self.history.operations
-            if one.outcome is checker.Outcome.OK and one.kind is not checker.Kind.GET and one.version
+            if one.outcome is checker.Outcome.OK and one.kind is not checker.Kind.GET
         ]
         by_key = {key: journals[partitioning.partition_of(key)] for key in self.history.keys()}  # noqa: SIM118
         return [

@@ -1,0 +1,346 @@
+"""The SDK: what it sends where, what it repeats, and what it tells its caller."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from fake_node import FakeNode, serving
+from scripted_shard import PUT_ANSWER, Answer, Drop, ScriptedShard, Silence, closed_port
+
+from fencekv.caller import Settings
+from fencekv.client import FenceKV
+from fencekv.errors import Conflict, Exhausted, Fenced, Invalid, Lost, NotOwner, Unavailable, Unknown
+from fencekv.operations import Delete, Get, Put, at_version, exists, has_value
+from fencekv.partitioning import HashPartitioning, RangePartitioning
+from fencekv.results import DeleteDone, GetDone, PutDone
+from fencekv.token import Token, Version
+
+UNKEYED = Settings(timeout_seconds=2, idempotency=False)
+KEYED = Settings(timeout_seconds=2)
+
+
+def client(*addresses: str, settings: Settings = KEYED) -> FenceKV:
+    return FenceKV.connect(
+        namespace="sample", endpoints=list(addresses), settings=settings, chance=random.Random(7)
+    )
+
+
+# -- against shards that work
+
+
+@pytest.fixture(name="node")
+def make_node() -> FakeNode:
+    node = FakeNode()
+    node.add_table("orders")
+    node.add_table("wide", partitioning=HashPartitioning(4))
+    return node
+
+
+@pytest.fixture(name="db")
+async def start(node: FakeNode) -> AsyncIterator[FenceKV]:
+    async with serving(node) as [shard]:
+        for route in list(node.routes.values()):
+            table, index = route.partition.rsplit("-", 1)
+            address = f"127.0.0.1:{shard.port}"
+            node.point(table, int(index), owner=node.pod, http=address, local=True)
+        async with client(f"127.0.0.1:{shard.port}") as db:
+            yield db
+
+
+async def test_put_get_delete(db: FenceKV) -> None:
+    orders = db.table("orders")
+    written = await orders.put("a/b é", b"\x00\xff")
+    assert (written.version, written.token, written.partition) == (Version(1, 0), Token(1, 1), "orders-0")
+    entry = await orders.get("a/b é")
+    assert entry is not None
+    assert (entry.key, entry.value, entry.version) == ("a/b é", b"\x00\xff", Version(1, 0))
+    assert (await orders.delete("a/b é")).existed
+    gone = await orders.delete("a/b é")
+    assert (gone.existed, gone.version) == (False, None)
+    assert await orders.get("a/b é") is None
+
+
+async def test_conditions(db: FenceKV) -> None:
+    orders = db.table("orders")
+    first = await orders.put("k", b"1", if_absent=True)
+    with pytest.raises(Conflict) as refusal:
+        await orders.put("k", b"2", if_absent=True)
+    assert refusal.value.extra["version"] == str(first.version)
+    second = await orders.put("k", b"2", if_version=first.version)
+    with pytest.raises(Conflict):
+        await orders.delete("k", if_version=first.version)
+    assert (await orders.delete("k", if_version=second.version)).existed
+    with pytest.raises(Invalid):
+        await orders.put("k", b"3", if_version=second.version, if_absent=True)
+
+
+async def test_transactions(db: FenceKV) -> None:
+    orders = db.table("orders")
+    answer = await orders.txn(
+        compare=[exists("a", False), at_version("a", Version(0, 0)), has_value("a", b"x", "!=")],
+        then=[Put("a", b"\xff"), Get("a"), Delete("b"), Get("c")],
+        otherwise=[Get("a")],
+    )
+    assert answer.succeeded
+    assert answer.version == Version(1, 0)
+    assert list(answer.results) == [
+        PutDone(version=Version(1, 0)),
+        GetDone(key="a", value=b"\xff", version=Version(1, 0)),
+        DeleteDone(existed=False),
+        GetDone(key="c", value=None, version=None),
+    ]
+    again = await orders.txn(compare=[exists("a", False)], then=[Put("a", b"2")], otherwise=[Get("a")])
+    assert (again.succeeded, again.version) == (False, None)
+    with pytest.raises(Invalid):
+        await orders.txn()
+
+
+@pytest.mark.parametrize("consistency", ["primary", "cached"])
+async def test_listing_goes_through_all_pages_of_all_partitions(db: FenceKV, consistency: Any) -> None:
+    wide = db.table("wide")
+    keys = sorted(f"k{n:02}/é" for n in range(25))
+    for key in keys:
+        await wide.put(key, key.encode())
+    found = [entry async for entry in wide.list(page_size=4, consistency=consistency)]
+    assert [entry.key for entry in found] == keys
+    assert all(entry.value == entry.key.encode() for entry in found)
+    assert [entry.key async for entry in wide.list(prefix="k0", start="k03", end="k05")] == ["k03/é", "k04/é"]
+
+
+async def test_a_cached_listing_over_partitions_is_asked_for_our_own_writes(db: FenceKV, node: FakeNode) -> None:
+    await db.table("wide").put("k", b"v")
+    index = node.tables["wide"].partitioning.partition_of("k")
+    _ = [entry async for entry in db.table("wide").list(consistency="cached")]
+    tokens = {key[1]: part.calls[-1][2].min_token for key, part in node.replicas.items() if key[0] == "wide"}
+    assert tokens == {n: Token(1, 1) if n == index else None for n in range(4)}
+
+
+async def test_history(db: FenceKV) -> None:
+    orders = db.table("orders")
+    for value in (b"1", b"2"):
+        await orders.put("k", value)
+    await orders.delete("k")
+    changes = [change async for change in orders.history("k", page_size=1)]
+    assert [change.value for change in changes] == [None, b"2", b"1"]
+
+
+async def test_every_write_has_an_idempotency_key_of_its_own(db: FenceKV, node: FakeNode) -> None:
+    orders = db.table("orders")
+    await orders.put("k", b"1")
+    await orders.put("k", b"1")
+    await orders.txn(then=[Get("k")])
+    await orders.delete("k", idempotency_key="mine")
+    keys = [call[1].idempotency_key for call in node.replicas["orders", 0].calls if call[0] == "submit"]
+    assert keys[3] == b"mine"
+    assert len(set(keys)) == 4
+    assert all(keys)
+
+
+async def test_reads_carry_the_partitions_token_and_all_requests_its_epoch(db: FenceKV, node: FakeNode) -> None:
+    orders, partition = db.table("orders"), node.replicas["orders", 0]
+    await orders.put("k", b"1")
+    await orders.get("k")
+    await orders.get("k", consistency="cached", min_token=Token(1, 9))
+    options = [call[2] for call in partition.calls if call[1] != "0"]  # that one is /v1/route, asking for a token
+    assert [option.epoch for option in options] == [None, 1, 1]
+    assert [option.min_token for option in options] == [None, Token(1, 1), Token(1, 9)]
+
+
+async def test_a_lost_token_is_told_once_and_then_forgotten(db: FenceKV, node: FakeNode) -> None:
+    orders, partition = db.table("orders"), node.replicas["orders", 0]
+    await orders.put("k", b"1")
+    partition.script = [Lost("gone", end="1.0")]
+    with pytest.raises(Lost):
+        await orders.get("k")
+    await orders.get("k")
+    assert partition.calls[-1][2].min_token is None
+
+
+async def test_an_unknown_table_or_namespace_is_told_at_once(db: FenceKV, node: FakeNode) -> None:
+    with pytest.raises(Invalid) as refusal:
+        await db.table("nothing").put("k", b"v")
+    assert refusal.value.status == 404
+    assert node.calls == []
+
+
+async def test_a_key_that_no_wire_can_carry_is_refused_here(db: FenceKV) -> None:
+    with pytest.raises(Invalid):
+        await db.table("orders").get("\ud800")
+    with pytest.raises(Invalid):
+        await db.table("orders").txn(then=[Get("\ud800")])
+
+
+async def test_many_requests_at_once_ask_for_the_routes_once() -> None:
+    async with ScriptedShard().running() as shard, client(shard.address) as db:
+        await asyncio.gather(*(db.table("orders").put(f"k{n}", b"v") for n in range(20)))
+        assert (shard.routes_asked, len(shard.seen)) == (1, 20)
+
+
+# -- against shards that fail
+
+
+async def test_a_write_that_was_not_carried_out_is_repeated_even_without_key() -> None:
+    script = [Answer.of(Unavailable("no owner")), Answer.of(Fenced("newer")), Answer.of(NotOwner("not me"))]
+    async with ScriptedShard(*script).running() as shard, client(shard.address, settings=UNKEYED) as db:
+        assert (await db.table("orders").put("k", b"v")).version == Version(1, 0)
+        assert len(shard.seen) == 4
+        assert all("idempotency-key" not in seen.headers for seen in shard.seen)
+
+
+async def test_a_write_whose_connection_broke_is_unknown_without_a_key() -> None:
+    async with ScriptedShard(Drop()).running() as shard, client(shard.address, settings=UNKEYED) as db:
+        with pytest.raises(Unknown):
+            await db.table("orders").put("k", b"v")
+        assert len(shard.seen) == 1
+
+
+@pytest.mark.parametrize("failure", [Drop(), Answer.of(Unknown("no confirmation"))], ids=["broken", "unknown"])
+async def test_a_write_of_unknown_outcome_is_repeated_under_the_same_key(failure: Any) -> None:
+    async with ScriptedShard(failure).running() as shard, client(shard.address) as db:
+        assert (await db.table("orders").put("k", b"v")).version == Version(1, 0)
+        first, second = shard.seen
+        assert first.headers["idempotency-key"] == second.headers["idempotency-key"]
+        assert (first.target, first.body) == (second.target, second.body)
+
+
+async def test_a_write_that_was_never_answered_ends_as_unknown_not_as_the_last_refusal() -> None:
+    script = [Drop(), *[Answer.of(Unavailable("no owner"))] * 100]
+    settings = Settings(timeout_seconds=0.3)
+    async with ScriptedShard(*script).running() as shard, client(shard.address, settings=settings) as db:
+        with pytest.raises(Unknown):
+            await db.table("orders").put("k", b"v")
+        assert len(shard.seen) > 2
+
+
+async def test_what_is_full_after_an_unknown_attempt_is_asked_again() -> None:
+    script = [Drop(), Answer.of(Exhausted("full"))]
+    async with ScriptedShard(*script).running() as shard, client(shard.address) as db:
+        assert (await db.table("orders").put("k", b"v")).version == Version(1, 0)
+        assert len(shard.seen) == 3
+
+
+async def test_what_is_full_is_told_to_the_caller() -> None:
+    async with ScriptedShard(Answer.of(Exhausted("full"))).running() as shard, client(shard.address) as db:
+        with pytest.raises(Exhausted):
+            await db.table("orders").put("k", b"v")
+        assert len(shard.seen) == 1
+
+
+async def test_reads_are_repeated_in_every_case() -> None:
+    got = Answer(document="v", headers={"FenceKV-Version": "1.0", "FenceKV-Token": "1.1"})
+    script = [Drop(), Silence(), Answer.of(Unknown("?")), Answer.of(Unavailable("later")), got]
+    settings = Settings(timeout_seconds=5, attempt_seconds=0.1, idempotency=False)
+    async with ScriptedShard(*script).running() as shard, client(shard.address, settings=settings) as db:
+        entry = await db.table("orders").get("k")
+        assert entry is not None
+        assert len(shard.seen) == 5
+
+
+async def test_the_owner_named_by_a_refusal_is_asked_at_once() -> None:
+    async with ScriptedShard().running() as new, ScriptedShard().running() as old, client(old.address) as db:
+        old.script = [Answer.of(NotOwner("moved", http=new.address, epoch=2), FenceKV_Epoch="2")]
+        new.epoch = 2
+        await db.table("orders").put("k", b"1")
+        assert (len(old.seen), len(new.seen)) == (1, 1)
+        assert new.seen[0].headers["fencekv-epoch"] == "2"
+
+
+async def test_a_shard_that_names_an_owner_of_the_past_is_not_believed() -> None:
+    async with ScriptedShard().running() as past, ScriptedShard().running() as shard, client(shard.address) as db:
+        shard.epoch = 5
+        shard.script = [
+            Answer(headers={"FenceKV-Epoch": "5"}),
+            Answer.of(NotOwner("?", http=past.address, epoch=3)),
+        ]
+        await db.table("orders").put("k", b"1")
+        await db.table("orders").put("k", b"2")
+        assert (len(shard.seen), len(past.seen)) == (3, 0)
+
+
+async def test_an_epoch_that_rose_has_the_routes_asked_for_anew() -> None:
+    async with (
+        ScriptedShard(Answer(headers={"FenceKV-Epoch": "2"})).running() as shard,
+        client(shard.address) as db,
+    ):
+        await db.table("orders").put("k", b"1")
+        shard.epoch = 2
+        await db.table("orders").put("k", b"2")
+        await db.table("orders").put("k", b"3")
+        assert shard.routes_asked == 2
+
+
+async def test_a_dead_owner_is_gone_round_by_another_shard() -> None:
+    async with ScriptedShard().running() as shard, client(shard.address, settings=UNKEYED) as db:
+        shard.owner_http = f"127.0.0.1:{closed_port()}"
+        await db.table("orders").put("k", b"v")
+        assert len(shard.seen) == 1
+
+
+async def test_a_dead_endpoint_is_passed_over() -> None:
+    dead = [f"127.0.0.1:{closed_port()}" for _ in range(3)]
+    async with ScriptedShard().running() as shard, client(*dead, shard.address) as db:
+        await db.table("orders").put("k", b"v")
+        assert len(shard.seen) == 1
+
+
+async def test_without_any_shard_the_error_comes_in_time_and_says_unavailable() -> None:
+    clock = asyncio.get_running_loop().time
+    started = clock()
+    async with client(f"127.0.0.1:{closed_port()}", settings=Settings(timeout_seconds=0.3)) as db:
+        with pytest.raises(Unavailable):
+            await db.table("orders").put("k", b"v")
+    assert clock() - started < 2
+
+
+async def test_a_standard_success_that_came_too_late_is_not_believed() -> None:
+    late = Answer(headers={"FenceKV-Durability": "standard"}, delay=0.1)
+    strict = Settings(timeout_seconds=2, standard_success_seconds=0.05, idempotency=False)
+    async with ScriptedShard(late).running() as shard, client(shard.address, settings=strict) as db:
+        with pytest.raises(Unknown):
+            await db.table("orders").put("k", b"v")
+    repeating = Settings(timeout_seconds=2, standard_success_seconds=0.05)
+    async with ScriptedShard(late).running() as shard, client(shard.address, settings=repeating) as db:
+        await db.table("orders").put("k", b"v")
+        assert len(shard.seen) == 2
+
+
+async def test_a_replicated_success_is_believed_whenever_it_comes() -> None:
+    late = Answer(headers={"FenceKV-Durability": "replicated"}, delay=0.1)
+    settings = Settings(timeout_seconds=2, standard_success_seconds=0.05, idempotency=False)
+    async with ScriptedShard(late).running() as shard, client(shard.address, settings=settings) as db:
+        assert (await db.table("orders").put("k", b"v")).version == Version(1, 0)
+
+
+async def test_a_success_that_cannot_be_read_is_unknown() -> None:
+    async with ScriptedShard(Answer(document={"nonsense": 1})).running() as shard, client(shard.address) as db:
+        with pytest.raises(Unknown):
+            await db.table("orders").put("k", b"v")
+
+
+async def test_an_answer_that_is_no_problem_document_is_unknown() -> None:
+    async with (
+        ScriptedShard(Answer(502, "bad gateway")).running() as shard,
+        client(shard.address, settings=UNKEYED) as db,
+    ):
+        with pytest.raises(Unknown):
+            await db.table("orders").put("k", b"v")
+
+
+async def test_malformed_headers_do_not_change_the_answer() -> None:
+    odd = Answer(document=dict(PUT_ANSWER), headers={"FenceKV-Token": "x", "FenceKV-Epoch": "-"})
+    async with ScriptedShard(odd).running() as shard, client(shard.address) as db:
+        assert (await db.table("orders").put("k", b"v")).version == Version(1, 0)
+
+
+async def test_a_client_is_used_within_its_block() -> None:
+    with pytest.raises(RuntimeError):
+        client("127.0.0.1:1").table("orders")
+
+
+def test_range_tables_are_routed_by_the_order_of_bytes() -> None:
+    split = RangePartitioning(("b", "é"))
+    assert [split.partition_of(key) for key in ("a", "b", "z", "é", "日")] == [0, 1, 1, 2, 2]

@@ -1,0 +1,3 @@
+from world import make
+
+__all__ = ["make"]
