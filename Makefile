@@ -54,15 +54,31 @@ test-k8s: install ## the suites of operator, sandbox and failover on a real kube
 	@$(BIN)/python -m fencekv_sandbox.controlplane --check
 	$(BIN)/pytest -q --realapi tests/sandbox tests/operator tests/failover
 
-wheels: install ## wheels of the lock file and of this project, for the image
-	rm -rf build/wheels && mkdir -p build/wheels
-	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --require-hashes -r requirements.lock -w build/wheels
-	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation . -w build/wheels
+# In two steps: what the lock file names needs a network, once; this project's own wheel never does. So `make image`
+# after `make wheels` works where no index can be reached, also when a source file has changed since.
+LOCKED := build/wheels/locked/.complete
+OWN := build/wheels/own/.complete
+WHEEL_SOURCES := README.md LICENSE $(shell find $(PACKAGES) crds manifests/samples -type f -not -path '*/__pycache__/*')
 
-image: wheels ## builds the container image of operator and shard
-	docker build -t $(IMAGE) .
+wheels: $(LOCKED) $(OWN) ## wheels of the lock file and of this project, for the image
 
-e2e: install ## the same in a kind cluster: needs docker and kind
+$(LOCKED): requirements.lock | $(STAMP)
+	@echo "== wheels of the lock file =="
+	rm -rf $(@D) && mkdir -p $(@D)
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --only-binary :all: --require-hashes \
+		-r requirements.lock -w $(@D)
+	@touch $@
+
+$(OWN): pyproject.toml $(WHEEL_SOURCES) | $(STAMP)
+	@echo "== wheel of this project =="
+	rm -rf $(@D) && mkdir -p $(@D)
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation . -w $(@D)
+	@touch $@
+
+image: wheels ## builds the container image of operator, shard and command line
+	docker build --tag $(IMAGE) .
+
+e2e: install ## the image in a kind cluster: failovers, counted (needs docker, kind, kubectl, make image; KEEP=1 keeps it)
 	$(BIN)/pytest -q -s e2e
 
 bench: install ## puts beside etcd on the same disk (etcd from KUBEBUILDER_ASSETS)

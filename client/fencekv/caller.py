@@ -8,7 +8,8 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -24,6 +25,7 @@ from fencekv.token import Token
 from fencekv.transport import Broken, Refused, Reply, send
 
 ROUTE_SECONDS: Final = 1.0
+WATCH_SECONDS: Final = 0.5  # without an answer, then one looks whether the owner has changed
 FOLLOWED_AT_ONCE_MAX: Final = 2  # then a NotOwner costs a pause as well: two shards could name each other
 
 
@@ -158,7 +160,11 @@ class Caller:
         sent = self._clock()
         try:
             seconds = max(min(seconds, deadline - sent), 0.05)
-            reply = await self._send(request.method, address, target, headers, request.body, seconds)
+            send = self._send(request.method, address, target, headers, request.body, seconds)
+            if index is None or request.slow or (request.write and not request.keyed):
+                reply = await send
+            else:
+                reply = await self._watched(send, request.table, index, address)
         except (Refused, Broken) as lack:
             self.routes.avoid(address, now=self._clock())
             self.routes.doubt(request.table)
@@ -172,6 +178,31 @@ class Caller:
         if late and request.write and reply.headers.get(wire.DURABILITY) == "standard":
             return Failure.LATE, f"{request.method} {target}: a success under standard that came too late"
         return reply
+
+    async def _watched(self, send: Coroutine[Any, Any, Reply], table: str, index: int, address: str) -> Reply:
+        """Sends, and gives up early if the partition has a new owner meanwhile.
+
+        A frozen owner keeps its connections: without a look at the routes, each request to it would cost a
+        whole attempt.
+
+        Raises:
+            Broken, Refused: no answer, or none to be expected.
+        """
+        sending = asyncio.ensure_future(send)
+        try:
+            while True:
+                epoch = self.routes.of(table, index).epoch
+                await asyncio.wait([sending], timeout=WATCH_SECONDS)
+                if sending.done():
+                    return sending.result()
+                self.routes.avoid(address, now=self._clock())
+                self.routes.doubt(table)
+                with contextlib.suppress(FenceKVError):
+                    owner = (await self.route(table)).owners.get(index)
+                    if owner is not None and owner.http not in {"", address} and owner.epoch > epoch:
+                        raise Broken(f"{address} does not answer, and {owner.http} owns the partition now")
+        finally:
+            sending.cancel()
 
     async def _target(self, request: Request) -> tuple[int | None, str]:
         index: int | None = None

@@ -385,6 +385,9 @@ class HttpKube:
                 headers={"User-Agent": self._user_agent, "Accept": "application/json"},
                 read_bufsize=1 << 20,
             )
+            # aiohttp would send a PUT again by itself when a kept connection breaks: a CAS that was carried
+            # out would come back as a conflict, where its sender must learn that nobody knows.
+            self._session._retry_connection = False
         return self._session
 
 

@@ -125,7 +125,7 @@ class Process:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                preexec_fn=_die_with_parent(),  # noqa: PLW1509  (a prctl call alone, no locks)
+                preexec_fn=_die_with_parent(),
             )
 
     async def stop(self, number: int = signal.SIGTERM) -> None:
@@ -164,9 +164,7 @@ class Process:
 class ControlPlane:
     """A running etcd and kube-apiserver."""
 
-    def __init__(
-        self, assets: Assets, folder: Path, *, users: Mapping[str, Sequence[str]], fsync: bool
-    ) -> None:
+    def __init__(self, assets: Assets, folder: Path, *, users: Mapping[str, Sequence[str]], fsync: bool) -> None:
         self.assets = assets
         self.folder = folder
         self.etcd_data = folder / "etcd"
@@ -231,6 +229,16 @@ class ControlPlane:
         """End the API server by a signal and start it again."""
         await self.apiserver.stop(number)
         await self.start_apiserver()
+
+    async def compact(self) -> None:
+        """Let etcd forget all versions but the last."""
+        async with aiohttp.ClientSession(f"http://{HOST}:{self._etcd_port}") as session:
+            async with session.post("/v3/kv/range", json={"key": "AA=="}) as response:
+                revision = (await response.json(content_type=None))["header"]["revision"]
+            body = {"revision": revision, "physical": True}
+            async with session.post("/v3/kv/compaction", json=body) as response:
+                if response.status != 200:
+                    raise ControlPlaneFailed(f"etcd did not compact: {await response.text()}")
 
     def copy_etcd(self, name: str = "copy") -> Path:
         """Copy etcd's data folder, which must be stopped for a consistent copy."""

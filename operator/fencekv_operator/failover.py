@@ -200,11 +200,12 @@ class Failover:
         found: dict[str, list[Object]] = {}
         for item in listing.items:
             found.setdefault(item["metadata"].get("namespace", ""), []).append(item)
+        holders, placed = self._knows.holders(), self._knows.placed_pods()
         for namespace in sorted(found.keys() | set(self._knows.namespaces())):
             book = self._knows.book(namespace)
-            for session in book.observe(found.get(namespace, []), reading, self._knows.holders(namespace)):
+            for session in book.observe(found.get(namespace, []), reading, holders.get(namespace, {})):
                 logger.info("session %s is over: %s", session, book.over[session])
-            book.watch_pods(sorted(self._knows.placed_pods(namespace)), reading)
+            book.watch_pods(sorted(placed.get(namespace, ())), reading)
 
     # Acting
 
@@ -353,12 +354,13 @@ class Failover:
 
     async def _collect(self) -> None:
         """Removes the session Leases of pods that are gone and that nothing names."""
+        holders, placed = self._knows.holders(), self._knows.placed_pods()
         for namespace in self._knows.namespaces():
             book = self._knows.book(namespace)
-            placed, holders = self._knows.placed_pods(namespace), self._knows.holders(namespace)
             for pod, seen in sorted(book.seen.items()):
                 session = seen.lease.session
-                if pod in placed or session in holders or (namespace, pod) in self._pods.items:
+                is_named = pod in placed.get(namespace, ()) or session in holders.get(namespace, {})
+                if is_named or (namespace, pod) in self._pods.items:
                     continue
                 duration = self._knows.duration_seconds(namespace, seen.kvns)
                 silent = session in book.tracks and book.is_due(session, duration)

@@ -145,21 +145,20 @@ class Knowledge:
         """Every Kubernetes namespace in which there is something of ours."""
         return sorted({namespace for namespace, _ in self.partitions} | self.sessions.keys())
 
-    def holders(self, namespace: str) -> dict[Session, str]:
-        """The sessions that partition Leases of a Kubernetes namespace name, and their KVNamespaces."""
-        found: dict[Session, str] = {}
+    def holders(self) -> dict[str, dict[Session, str]]:
+        """By Kubernetes namespace: the sessions that partition Leases name, and their KVNamespaces."""
+        found: dict[str, dict[Session, str]] = {}
         for key, partition in self.partitions.items():
             lease = self.leases.get(key)
-            if key[0] == namespace and lease is not None and lease.session is not None:
-                found[lease.session] = partition.kvns
+            if lease is not None and lease.session is not None:
+                found.setdefault(key[0], {})[lease.session] = partition.kvns
         return found
 
-    def placed_pods(self, namespace: str) -> set[str]:
-        """The pods that partitions or their in-sync sets name."""
-        found: set[str] = set()
+    def placed_pods(self) -> dict[str, set[str]]:
+        """By Kubernetes namespace: the pods that partitions or their in-sync sets name."""
+        found: dict[str, set[str]] = {}
         for key, partition in self.partitions.items():
-            if key[0] == namespace:
-                found.update(self.pods_of(partition))
+            found.setdefault(key[0], set()).update(self.pods_of(partition))
         return found
 
     def pods_of(self, partition: Partition) -> set[str]:

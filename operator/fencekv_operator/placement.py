@@ -24,10 +24,11 @@ class Place:
 
 @dataclass(slots=True)
 class Load:
-    """How many replicas each pod holds, and how many it is preferred to own. Counts up as placements are made."""
+    """How many replicas each pod holds, how many it is preferred to own, and for whom it stands by."""
 
     owners: dict[str, int] = field(default_factory=dict)
     replicas: dict[str, int] = field(default_factory=dict)
+    pairs: dict[tuple[str, str], int] = field(default_factory=dict)  # by owner and standby
 
     @classmethod
     def of(cls, placements: Iterable[Sequence[str]]) -> Load:
@@ -43,6 +44,9 @@ class Load:
             self.replicas[pod] = self.replicas.get(pod, 0) + 1
             if position == 0:
                 self.owners[pod] = self.owners.get(pod, 0) + 1
+            else:
+                pair = (placement[0], pod)
+                self.pairs[pair] = self.pairs.get(pair, 0) + 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,18 +93,22 @@ def may_stop(placed: Placed, *, pod: str, min_in_sync: int) -> bool:
 
 
 def _next(chosen: Sequence[Place], places: Sequence[Place], load: Load) -> Place:
-    """The best further pod: another zone, another node, then the least loaded, then the next in a circle."""
+    """The best further pod: another zone, another node, the least loaded, the rarest with this owner, the next.
+
+    A lost owner's partitions should not all fall to the same standby.
+    """
     zones = {place.zone for place in chosen if place.zone}
     nodes = {place.node for place in chosen if place.node}
     taken = {place.pod for place in chosen}
     counts = load.replicas if chosen else load.owners
     start = next((i for i, place in enumerate(places) if chosen and place.pod == chosen[-1].pod), -1)
 
-    def cost(position: int) -> tuple[bool, bool, int, int, int]:
+    def cost(position: int) -> tuple[bool, bool, int, int, int, int]:
         place = places[position]
         circle = (position - start - 1) % len(places)
         held = load.replicas.get(place.pod, 0)
-        return place.zone in zones, place.node in nodes, counts.get(place.pod, 0), held, circle
+        paired = load.pairs.get((chosen[0].pod, place.pod), 0) if chosen else 0
+        return place.zone in zones, place.node in nodes, counts.get(place.pod, 0), held, paired, circle
 
     free = [position for position, place in enumerate(places) if place.pod not in taken]
     return places[min(free, key=cost)]

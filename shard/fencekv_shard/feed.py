@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from fencekv.leases import Session
@@ -23,6 +23,8 @@ from fencekv_shard.owned import Owned, Wakeable
 from fencekv_shard.peer import Channel, ChannelClosed, Message
 
 logger = logging.getLogger(__name__)
+
+Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 
 
 class Feed(Wakeable):
@@ -134,7 +136,9 @@ class Feeds:
         session: Session,
         lookup: Callable[[str], Owned | None],
         session_over: Callable[[Session], Awaitable[bool]],
+        spawn: Spawn,
     ) -> None:
+        self._spawn = spawn
         self._kvns, self._session, self._lookup, self._session_over = kvns, session, lookup, session_over
         self._links: dict[int, _Link] = {}  # by number, in the order they came
         self._number = 0
@@ -145,7 +149,7 @@ class Feeds:
         hello = await channel.receive()
         if hello[:2] != ["hello", peer.PROTOCOL] or len(hello) != 5 or hello[4] != self._kvns:
             raise ChannelClosed(f"not one of us: {hello[:2]}")
-        link = _Link(channel, Session.parse(hello[2]), self._lookup)
+        link = _Link(channel, Session.parse(hello[2]), self._lookup, self._spawn)
         self._number += 1
         number = self._number
         self._links[number] = link
@@ -169,7 +173,10 @@ class Feeds:
 class _Link:
     """One connection: its feeds by partition."""
 
-    def __init__(self, channel: Channel, session: Session, lookup: Callable[[str], Owned | None]) -> None:
+    def __init__(
+        self, channel: Channel, session: Session, lookup: Callable[[str], Owned | None], spawn: Spawn
+    ) -> None:
+        self._spawn = spawn
         self.channel, self.session, self._lookup = channel, session, lookup
         self._feeds: dict[str, tuple[Feed, Owned, asyncio.Task[None]]] = {}
 
@@ -236,7 +243,7 @@ class _Link:
             chain=chain,
         )
         owned.attach(member, feed)
-        task = asyncio.get_running_loop().create_task(self._run(feed))
+        task = self._spawn(self._run(feed))
         self._feeds[uid] = (feed, owned, task)
 
     async def _run(self, feed: Feed) -> None:

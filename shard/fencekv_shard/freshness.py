@@ -1,7 +1,8 @@
 """Whether a replica is fresh enough for a token. Pure.
 
 A token e.t at a replica that stands at (E, N): satisfied if e = E and t <= N, or if e < E and t <= end(e),
-the last txid of epoch e as its successor recorded it. Above end(e) it is lost; if e > E, or e = E and t > N, one waits.
+the last txid of epoch e as its successor recorded it. Above end(e) it is lost; if e > E, or e = E and t > N,
+one waits.
 """
 
 from __future__ import annotations

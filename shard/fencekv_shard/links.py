@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fencekv.leases import Session
+from fencekv_shard.feed import Spawn
 from fencekv_shard.partition import Partition
 from fencekv_shard.peer import Transport
 from fencekv_shard.tail import Link
@@ -11,7 +12,8 @@ from fencekv_shard.tail import Link
 class Links:
     """Implements `partition.Follow`."""
 
-    def __init__(self, *, transport: Transport, session: Session, kvns: str) -> None:
+    def __init__(self, *, transport: Transport, session: Session, kvns: str, spawn: Spawn) -> None:
+        self._spawn = spawn
         self._transport, self._session, self._kvns = transport, session, kvns
         self._links: dict[str, Link] = {}
 
@@ -23,7 +25,13 @@ class Links:
                 other.unfollow(uid)
         link = self._links.get(address)
         if link is None:
-            link = Link(address=address, transport=self._transport, session=self._session, kvns=self._kvns)
+            link = Link(
+                address=address,
+                transport=self._transport,
+                session=self._session,
+                kvns=self._kvns,
+                spawn=self._spawn,
+            )
             self._links[address] = link
         if not link.follows(uid):
             link.follow(uid, partition)

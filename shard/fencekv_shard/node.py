@@ -21,7 +21,7 @@ from typing import Any
 
 from fencekv import leases
 from fencekv.clock import Clock
-from fencekv.errors import Invalid, NotOwner
+from fencekv.errors import Invalid, NotOwner, Unavailable
 from fencekv.informer import Informer
 from fencekv.kube import KV_NAMESPACES, KV_PARTITIONS, LEASES, Kube, KubeError, Unclear
 from fencekv.leases import PartitionLease, Session, SessionLease
@@ -89,7 +89,7 @@ class Node:
             namespace=config.namespace,
             times=LeaseTimes(),
         )
-        self._links = Links(transport=transport, session=config.session, kvns=config.kvns)
+        self._links = Links(transport=transport, session=config.session, kvns=config.kvns, spawn=self._spawn)
         self._around = Surroundings(
             kube=kube,
             namespace=config.namespace,
@@ -104,7 +104,11 @@ class Node:
             on_fatal=self._fatal,
         )
         self._feeds = Feeds(
-            kvns=config.kvns, session=config.session, lookup=self._owned_of, session_over=self._session_over
+            kvns=config.kvns,
+            session=config.session,
+            lookup=self._owned_of,
+            session_over=self._session_over,
+            spawn=self._spawn,
         )
         labels = f"{leases.LABEL_NAMESPACE}={config.kvns}"
         self._specs: dict[str, PartitionSpec] = {}  # of all partitions of the namespace, by UID
@@ -194,6 +198,8 @@ class Node:
     def table(self, name: str) -> Table:
         """A table as its partitions describe it."""
         specs = self._tables.get(name)
+        if not specs and not all(informer.synced.is_set() for informer in self._informers):
+            raise Unavailable("this shard has just begun: it does not know the tables yet")
         if not specs:
             raise Invalid(f"no table {name!r} in namespace {self.kvns!r}", status=404, field="table")
         spec = specs[min(specs)]

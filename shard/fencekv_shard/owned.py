@@ -84,7 +84,7 @@ class Owned:
     def tick(self, slice_seconds: float) -> None:
         """Looks at the followers. `slice_seconds` passed; a long pause of this process counts as a short one."""
         engine = self.engine
-        for member in (*self.membership.members, *engine.counted):
+        for member in sorted({*self.membership.members, *engine.counted}):
             if member != engine.member and member not in self.followers:
                 self.followers[member] = Follower()
         for member, follower in list(self.followers.items()):

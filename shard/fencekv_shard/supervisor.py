@@ -109,7 +109,11 @@ class LeaseApi:
             else http.client.HTTPConnection(host, port, timeout=REQUEST_SECONDS)
         )
         token = Path(access.token_file).read_text().strip()
-        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        headers = {
+            "Authorization": f"Bearer {token}",
+            "Content-Type": "application/json",
+            "User-Agent": "fencekv-supervisor",
+        }
         path = f"/apis/coordination.k8s.io/v1/namespaces/{access.namespace}/leases/{name}"
         try:
             connection.request(method, path, body=body, headers=headers)

@@ -16,12 +16,13 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from typing import Final, Protocol
+from collections.abc import Coroutine
+from typing import Any, Final, Protocol
 
 from fencekv.errors import Invalid
 from fencekv.leases import Session
 from fencekv_shard import limits, peer
-from fencekv_shard.feed import fields
+from fencekv_shard.feed import Spawn, fields
 from fencekv_shard.peer import Channel, ChannelClosed, Message, Transport
 from fencekv_shard.replica import Replica
 from fencekv_shard.store import BelowApplied, CommitFailed, DiskFull, PromiseMoved, StalePromise
@@ -53,8 +54,8 @@ class Following(Protocol):
 class Link:
     """The connection to one owner's pod."""
 
-    def __init__(self, *, address: str, transport: Transport, session: Session, kvns: str) -> None:
-        self.address = address
+    def __init__(self, *, address: str, transport: Transport, session: Session, kvns: str, spawn: Spawn) -> None:
+        self.address, self._spawn = address, spawn
         self._transport, self._session, self._kvns = transport, session, kvns
         self._wanted: dict[str, _Stream] = {}
         self._channel: Channel | None = None
@@ -68,7 +69,7 @@ class Link:
         self.unfollow(uid)
         stream = self._wanted[uid] = _Stream(uid, following, self)
         if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._run())
+            self._task = self._spawn(self._run())
         elif self._channel is not None:
             stream.subscribe_soon(0.0)
 
@@ -81,6 +82,10 @@ class Link:
     def follows(self, uid: str) -> bool:
         """Whether a partition is followed on this link."""
         return uid in self._wanted
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Runs `work` beside; an error that it does not handle ends the process."""
+        return self._spawn(work)
 
     def next_number(self) -> int:
         """A number for a subscription, rising on this link."""
@@ -207,7 +212,7 @@ class _Stream:
 
     def _start(self) -> None:
         if self._working is None and not self._stopped:
-            self._working = asyncio.get_running_loop().create_task(self._work())
+            self._working = self._link.spawn(self._work())
 
     async def _work(self) -> None:
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import itertools
 import json
 import os
@@ -31,6 +32,7 @@ T = TypeVar("T")
 CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 NAMESPACES = "/api/v1/namespaces"
 KEPT_NAMESPACES = {"default", "kube-system", "kube-public", "kube-node-lease"}
+KEPT = {("services", "kubernetes"), ("serviceaccounts", "default")}
 WIPED = (
     "/apis/apps/v1/statefulsets",
     "/apis/apps/v1/deployments",
@@ -76,6 +78,31 @@ class Reply:
         return str(self.body["metadata"]["resourceVersion"])
 
 
+class Background:
+    """An event loop in a thread, for what outlives one test's loop."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(120)
+
+    def close(self) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+        self.loop.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RealPlane:
+    """The session's control plane and the loop on which it lives."""
+
+    plane: ControlPlane
+    background: Background
+
+
 @dataclass(kw_only=True)
 class Api:
     """A running API server and how to talk to it."""
@@ -86,6 +113,7 @@ class Api:
     tls: ssl.SSLContext | None = None
     embedded: Server | None = None  # None: a real one.
     plane: ControlPlane | None = None  # None: the embedded one.
+    background: Background | None = None  # The loop on which the control plane lives.
     _session: aiohttp.ClientSession | None = field(default=None, repr=False)
     _names: Iterator[int] = field(default_factory=lambda: itertools.count(1), repr=False)
 
@@ -120,14 +148,14 @@ class Api:
         **query: str,
     ) -> Reply:
         """One request as it is."""
-        data = body if body is None or isinstance(body, str | bytes) else json.dumps(body)
+        text = body if body is None or isinstance(body, str) else json.dumps(body)
+        data = None if text is None else io.BytesIO(text.encode())
         headers = {"Accept": accept} | ({} if data is None else {"Content-Type": content})
         async with self.session.request(method, path, data=data, headers=headers, params=query) as response:
             text = await response.text()
-            kind = response.content_type
             return Reply(
                 status=response.status,
-                body=json.loads(text) if kind == "application/json" else text,
+                body=json.loads(text) if text.startswith("{") else text,
                 headers=response.headers,
             )
 
@@ -136,7 +164,13 @@ class Api:
         name = f"test-{next(self._names)}-{os.urandom(3).hex()}"
         reply = await self.ask("POST", NAMESPACES, {"metadata": {"name": name}})
         assert reply.status == 201, reply
+        await self.add_default_account(name)
         return name
+
+    async def add_default_account(self, namespace: str) -> None:
+        """Pods need it; where no controller manager runs, nobody else makes it."""
+        account = {"metadata": {"name": "default"}}
+        await self.ask("POST", f"{NAMESPACES}/{namespace}/serviceaccounts", account)
 
     async def define(self, definition: Object) -> None:
         """Create a CustomResourceDefinition and wait until its objects are taken."""
@@ -154,6 +188,17 @@ class Api:
             return False
         path = f"/apis/{spec['group']}/{spec['versions'][0]['name']}/{spec['names']['plural']}"
         return (await self.ask("GET", path)).status == 200
+
+    async def forget_history(self) -> None:
+        """Watches and lists from before now find nothing: etcd is compacted, the watch cache begins anew."""
+        if self.embedded is not None:
+            self.embedded.api.core.store.forget_events()
+            return
+        assert self.plane is not None
+        assert self.background is not None
+        await self.plane.compact()
+        restart = self.plane.restart_apiserver()
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(restart, self.background.loop))
 
     async def wipe(self) -> None:
         """Delete what tests made but the definitions, so that the next one finds nothing."""
@@ -177,7 +222,7 @@ class Api:
             meta = one["metadata"]
             if meta.get("namespace", "default") in {"kube-system", "kube-public", "kube-node-lease"}:
                 continue
-            if meta["name"] == "kubernetes" and path.endswith("/services"):
+            if (path.rsplit("/", 1)[-1], meta["name"]) in KEPT:
                 continue
             root, _, plural = path.rpartition("/")
             inside = f"namespaces/{meta['namespace']}/" if "namespace" in meta else ""
@@ -188,34 +233,17 @@ class Api:
             await self.ask("DELETE", where, {"gracePeriodSeconds": 0})
 
 
-class _Background:
-    """An event loop in a thread, for what outlives one test's loop."""
-
-    def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
-        self._thread.start()
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(120)
-
-    def close(self) -> None:
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join()
-        self.loop.close()
-
-
 def wants_real(config: pytest.Config) -> bool:
     return bool(config.getoption("--realapi", default=False))
 
 
 @pytest.fixture(scope="session")
-def real_plane(request: pytest.FixtureRequest) -> Iterator[ControlPlane | None]:
+def real_plane(request: pytest.FixtureRequest) -> Iterator[RealPlane | None]:
     """The session's control plane; None without `--realapi`."""
     if not wants_real(request.config):
         yield None
         return
-    background = _Background()
+    background = Background()
     manager = control_plane()
     try:
         plane = background.run(manager.__aenter__())
@@ -223,7 +251,7 @@ def real_plane(request: pytest.FixtureRequest) -> Iterator[ControlPlane | None]:
         background.close()
         pytest.fail(str(error))
     try:
-        yield plane
+        yield RealPlane(plane=plane, background=background)
     finally:
         background.run(manager.__aexit__(None, None, None))
         background.close()
@@ -242,15 +270,22 @@ async def embedded_api(folder: Path, **options: Any) -> AsyncIterator[Api]:
 
 
 @pytest.fixture
-async def apiserver(real_plane: ControlPlane | None, tmp_path: Path) -> AsyncIterator[Api]:
+async def apiserver(real_plane: RealPlane | None, tmp_path: Path) -> AsyncIterator[Api]:
     """The API server of this run."""
     if real_plane is None:
         async with embedded_api(tmp_path) as api:
             yield api
         return
-    path = real_plane.kubeconfig(tmp_path / "kubeconfig")
-    tls = real_plane.ssl_context()
-    api = Api(url=real_plane.url, token=real_plane.token, kubeconfig=path, tls=tls, plane=real_plane)
+    plane = real_plane.plane
+    api = Api(
+        url=plane.url,
+        token=plane.token,
+        kubeconfig=plane.kubeconfig(tmp_path / "kubeconfig"),
+        tls=plane.ssl_context(),
+        plane=plane,
+        background=real_plane.background,
+    )
+    await api.add_default_account("default")
     try:
         yield api
         await api.wipe()

@@ -9,15 +9,13 @@ Invariants, checked at every commit of a partition Lease, whatever a test does:
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
-from fencekv_operator.facts import PartitionFacts, Reason, Transition
-from fencekv_operator.failover import Failover
-from fencekv_operator.reports import Replica, Report
 from simulation.kube import ApiHost
 from simulation.loop import Process, ProcessClock, SimulationLoop
 from simulation.network import Network
@@ -25,6 +23,9 @@ from simulation.network import Network
 from fencekv import leases
 from fencekv.kube import CRDS, KV_NAMESPACES, KV_PARTITIONS, LEASES, PODS, KubeNotFound
 from fencekv.leases import PartitionLease, Session
+from fencekv_operator.facts import PartitionFacts, Reason, Transition
+from fencekv_operator.failover import Failover
+from fencekv_operator.reports import Replica, Report
 from fencekv_sandbox.apiserver import Request
 from fencekv_sandbox.apiserver.store import Change
 from fencekv_shard.session import LeaseTimes, SessionKeeper, SessionOver
@@ -99,6 +100,38 @@ class Shard:
         )
 
 
+@functools.cache
+def _definitions() -> list[Object]:
+    """The project's CRDs; reading them takes longer than most stories here."""
+    return [yaml.safe_load(path.read_text()) for path in sorted((ROOT / "crds").glob("kv*.yaml"))]
+
+
+class ShardReach:
+    """`ShardClient` in this world."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    async def report(self, http_address: str) -> Report | None:
+        await asyncio.sleep(0.002)
+        shard = self._world.shards.get(http_address.split(":")[0])
+        if shard is None or not shard.process.alive:
+            return None
+        if shard.process.pauses or shard.pod in self._world.deaf:
+            await asyncio.sleep(3600)
+        return shard.report()
+
+    async def release(self, http_address: str, uid: str, epoch: int, target: str) -> bool:
+        world = self._world
+        world.release_requests.append((http_address, uid, epoch, target))
+        if world.agrees:
+            name = world.names[uid]
+            world.change_record(
+                name, lambda raw: leases.released_partition(raw, epoch=epoch, seq=0, target=target)
+            )
+        return world.agrees
+
+
 class World:
     """API server, shards, operators."""
 
@@ -116,13 +149,14 @@ class World:
         self.stubborn: set[Session] = set()  # claim to own, record or no record
         self.transitions: list[Transition] = []
         self.release_requests: list[tuple[str, str, int, str]] = []
-        self.released_on_request = True
+        self.agrees = True  # owners do as they are asked
+        self.deaf: set[str] = set()  # pods that do not answer the operator
         self.history: dict[str, list[tuple[int, Session]]] = {}  # partition UID -> grants
         self.operators: list[tuple[Process, Failover]] = []
         self.leading: dict[str, bool] = {}
         self._numbers = 0
-        for path in sorted((ROOT / "crds").glob("kv*.yaml")):
-            self.api.ask("POST", CRDS.path(None), body=yaml.safe_load(path.read_text()))
+        for definition in _definitions():
+            self.api.ask("POST", CRDS.path(None), body=definition)
         space = {
             "apiVersion": KV_NAMESPACES.api_version,
             "kind": "KVNamespace",
@@ -228,7 +262,7 @@ class World:
         async def main() -> None:
             failover = Failover(
                 kube=self.api.kube(process),
-                shards=self,
+                shards=ShardReach(self),
                 clock=ProcessClock(loop=self.loop, boot_offset=77.0),
                 chance=random.Random(name),
                 namespace=None,
@@ -244,21 +278,6 @@ class World:
         holder = _Lazy(made)
         self.operators.append((process, holder))  # type: ignore[arg-type]
         return holder  # type: ignore[return-value]
-
-    # ShardClient
-
-    async def report(self, http_address: str) -> Report | None:
-        await asyncio.sleep(0.002)
-        shard = self.shards.get(http_address.split(":")[0])
-        if shard is None or not shard.process.alive:
-            return None
-        if shard.process.pauses or self.network.is_blocked("operator", shard.pod):
-            await asyncio.sleep(3600)
-        return shard.report()
-
-    async def release_partition(self, uid: str) -> None:
-        name = self.names[uid]
-        self.change_record(name, lambda raw: leases.released_partition(raw, epoch=self.epoch(name), seq=0, target=""))
 
     # What can be seen
 

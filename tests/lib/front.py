@@ -11,10 +11,15 @@ from contextlib import asynccontextmanager
 
 import aiohttp
 from aiohttp import web
+
 from fencekv_sandbox.apiserver.faults import Asked, Decision, Faults
 
 VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
-ERRORS = {"conflict": (409, "Conflict"), "too_many": (429, "TooManyRequests"), "unavailable": (503, "ServiceUnavailable")}
+ERRORS = {
+    "conflict": (409, "Conflict"),
+    "too_many": (429, "TooManyRequests"),
+    "unavailable": (503, "ServiceUnavailable"),
+}
 HOP = {"transfer-encoding", "content-length", "connection", "content-encoding", "host"}
 
 
@@ -70,7 +75,9 @@ class Front:
     async def serving(self) -> AsyncIterator[Front]:
         connector = aiohttp.TCPConnector(ssl=self._tls, limit=0)
         timeout = aiohttp.ClientTimeout(total=None)
-        async with aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False) as self._session:
+        async with aiohttp.ClientSession(
+            connector=connector, timeout=timeout, auto_decompress=False
+        ) as self._session:
             application = web.Application(client_max_size=1 << 26)
             application.router.add_route("*", "/{path:.*}", self.answer)
             runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.5)
@@ -89,7 +96,14 @@ class Front:
 def refusal(decision: Decision) -> web.Response:
     assert decision.error is not None
     status, reason = ERRORS[decision.error]
-    body = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": status, "reason": reason, "message": "fault"}
+    body = {
+        "kind": "Status",
+        "apiVersion": "v1",
+        "status": "Failure",
+        "code": status,
+        "reason": reason,
+        "message": "fault",
+    }
     return web.json_response(body, status=status, headers={"Retry-After": str(decision.retry_after_seconds)})
 
 

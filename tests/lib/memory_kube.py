@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -19,6 +20,11 @@ Object = dict[str, Any]
 
 ROOT = Path(__file__).resolve().parents[2]
 START = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
+
+
+@functools.cache
+def _definitions() -> list[Object]:
+    return [yaml.safe_load(path.read_text()) for path in sorted((ROOT / "crds").glob("kv*.yaml"))]
 
 
 class HandClock:
@@ -51,8 +57,8 @@ class MemoryKube:
         self.before: Callable[[str, str], None] = lambda _method, _path: None
         self.after: Callable[[str, str], None] = lambda _method, _path: None
         self.requests: list[tuple[str, str]] = []
-        for path in sorted((ROOT / "crds").glob("kv*.yaml")):
-            self._ask("POST", CRDS.path(None), yaml.safe_load(path.read_text()))
+        for definition in _definitions():
+            self._ask("POST", CRDS.path(None), definition)
         self.requests.clear()
 
     @property

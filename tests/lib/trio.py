@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from memory_kube import MemoryKube
+
 from fencekv import leases
 from fencekv.clock import SystemClock
 from fencekv.kube import KV_NAMESPACES, KV_PARTITIONS, LEASES
@@ -23,7 +25,6 @@ from fencekv_shard.node import Node, NodeConfig
 from fencekv_shard.partition import Partition
 from fencekv_shard.peer import TcpTransport
 from fencekv_shard.transaction import Put, Transaction
-from memory_kube import MemoryKube
 
 NAMESPACE = "default"
 KVNS = "sample"
@@ -132,9 +133,7 @@ class Trio:
         return uid
 
     async def lease(self, name: str = "orders-0") -> PartitionLease:
-        return PartitionLease.parse(
-            await self.kube.get(LEASES, NAMESPACE, leases.partition_lease_name(name))
-        )
+        return PartitionLease.parse(await self.kube.get(LEASES, NAMESPACE, leases.partition_lease_name(name)))
 
     def held(self, pod: str, uid: str) -> Partition | None:
         return self.shards[pod].node._partitions.get(uid)

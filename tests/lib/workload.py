@@ -7,6 +7,7 @@ reader may never see a number fall, nor one that the end does not have.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -75,15 +76,21 @@ class Workload:
 
         Gives the seconds from `since` (time.monotonic) to the last of these first acknowledgements.
         """
+        return await self.all_taken_over(since, [([key], epoch) for key, epoch in above.items()], seconds=seconds)
+
+    async def all_taken_over(
+        self, since: float, groups: Sequence[tuple[Sequence[str], int]], *, seconds: float = 60.0
+    ) -> float:
+        """The same for groups of keys, a partition's each: one key of each must have been written."""
         async with asyncio.timeout(seconds):
             while True:
-                first = [
-                    next((at for at, epoch in self.logs[key].acknowledgements if epoch > old), None)
-                    for key, old in above.items()
-                ]
-                if all(at is not None for at in first):
-                    return max(at for at in first if at is not None) - since
-                await asyncio.sleep(0.01)
+                first = [min(self._first_above(key, epoch) for key in keys) for keys, epoch in groups]
+                if max(first) < math.inf:
+                    return max(first) - since
+                await asyncio.sleep(0.02)
+
+    def _first_above(self, key: str, old: int) -> float:
+        return next((at for at, epoch in self.logs[key].acknowledgements if epoch > old), math.inf)
 
     async def _write(self, table: Table, key: str) -> None:
         log = self.logs[key]

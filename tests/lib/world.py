@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 import yaml
+from front import Front
+from workload import EpochWatch, Workload
+
 from fencekv import leases
 from fencekv.client import FenceKV
 from fencekv.informer import Informer
@@ -21,8 +24,6 @@ from fencekv_sandbox.apiserver.faults import Faults
 from fencekv_sandbox.controlplane import ControlPlane, control_plane
 from fencekv_sandbox.pods.backoff import Backoff
 from fencekv_sandbox.sandbox import Sandbox
-from front import Front
-from workload import EpochWatch, Workload
 
 D, V = 3, 2  # seconds; short ones keep the tests short
 
@@ -39,7 +40,9 @@ class World:
     epochs: EpochWatch = field(default_factory=EpochWatch)
     client: FenceKV = field(init=False)
 
-    async def table(self, name: str = "orders", *, partitions: int = 1, seconds: float = 60.0, **spec: Any) -> None:
+    async def table(
+        self, name: str = "orders", *, partitions: int = 1, seconds: float = 60.0, **spec: Any
+    ) -> None:
         """Applies a table and waits until it is Ready."""
         body = {
             "apiVersion": "fencekv.io/v1alpha1",

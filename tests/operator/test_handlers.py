@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from apiservers import Api, access, apiserver, real_plane
+from apiservers import Api
 from operator_world import OPERATOR, facts_of, kvns_object, table_object
 
 from fencekv.clock import SystemClock
@@ -33,8 +33,6 @@ from fencekv_operator.events import Recorder, transition_notice
 from fencekv_operator.facts import PartitionFacts, Reason, Transition
 from fencekv_operator.reconcile import WATCHED, Reconciler
 from fencekv_operator.status import condition_status
-
-__all__ = ["access", "apiserver", "real_plane"]
 
 Object = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[2]

@@ -73,7 +73,7 @@ def lease(**changes: Any) -> PartitionLease:
 
 
 NEW = {"session": None, "epoch": 0, "in_sync": (), "set_version": 0}
-EMPTY = {
+EMPTY: dict[str, Any] = {
     "epoch": 0,
     "promised": 0,
     "last_epoch": 0,
@@ -416,19 +416,25 @@ class TestSuspectRecord:
 
     def test_a_holder_that_knows_better_than_the_record_is_not(self) -> None:
         """etcd was put back to epoch 4; the truth was epoch 6, and its owner is gone."""
-        known = {"epoch": 6, "promised": 6, "last_epoch": 6, "set_version": 9}
+        known: dict[str, Any] = {"epoch": 6, "promised": 6, "last_epoch": 6, "set_version": 9}
         grant = granted(decide(view(answer(A, **known), answer(B, **known), answer(C, **known))))
         assert grant.epoch == 7
 
     def test_the_highest_set_counts_and_not_the_longest_replica(self) -> None:
-        newer = {"epoch": 6, "promised": 6, "last_epoch": 6, "set_version": 9, "members": (member(B),)}
+        newer: dict[str, Any] = {
+            "epoch": 6,
+            "promised": 6,
+            "last_epoch": 6,
+            "set_version": 9,
+            "members": (member(B),),
+        }
         answers = [answer(A, number=2, last_seq=900), answer(B, last_seq=50, **newer), answer(C)]
         assert granted(decide(view(*answers, **DEAD))).session == session(B)
 
     def test_a_promise_without_an_entry_does_not_raise_an_old_set(self) -> None:
         """B promised epoch 6 but holds nothing of it: its set is older than C's, and B is not in C's."""
-        early = {"epoch": 6, "promised": 6, "set_version": 7, "last_seq": 900}
-        later = {"set_version": 8, "members": (member(A), member(C))}
+        early: dict[str, Any] = {"epoch": 6, "promised": 6, "set_version": 7, "last_seq": 900}
+        later: dict[str, Any] = {"set_version": 8, "members": (member(A), member(C))}
         answers = [answer(A, number=2, **later), answer(B, **early), answer(C, last_seq=101, **later)]
         assert granted(decide(absent(*answers))).session == session(C)
 
@@ -443,7 +449,7 @@ class TestSuspectRecord:
         assert grant.in_sync == tuple(member(pod) for pod in PODS)
 
     def test_no_member_of_the_highest_set_came_back(self) -> None:
-        lost = {"members": (member(A),), "set_version": 9}
+        lost: dict[str, Any] = {"members": (member(A),), "set_version": 9}
         decision = decide(absent(answer(A, number=2, replica="r-new", **EMPTY), answer(B, **lost), answer(C)))
         assert isinstance(decision, Degraded)
         assert decision.missing == (A,)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from fencekv.errors import Lost, NotOwner
 from fencekv.token import Token
 from fencekv_shard.fence import TRANSITIONS, Event, Fence, Role

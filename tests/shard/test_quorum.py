@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from fencekv_shard.quorum import Standby, next_set
 from hypothesis import given
 from hypothesis import strategies as st
+
+from fencekv_shard.quorum import Standby, next_set
 
 OWN, B, C = "a/1", "b/1", "c/1"
 FINE = Standby(caught_up=True, silent_seconds=0.0)

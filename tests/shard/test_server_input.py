@@ -158,7 +158,7 @@ ROWS = [
     Row("If-Match of a read", "GET", KEY, headers={"If-Match": "*"}, at="If-Match"),
     Row("If-Match of a txn", "POST", TXN, b"{}", JSON | {"If-Match": "*"}, at="If-Match"),
     # queries
-    Row("unknown parameter", "GET", f"{LIST}?perfix=a", at="perfix"),
+    Row("unknown parameter", "GET", f"{LIST}?prefixes=a", at="prefixes"),
     Row("parameter of a get", "GET", f"{KEY}?limit=1", at="limit"),
     Row("parameter twice", "GET", f"{LIST}?limit=1&limit=2", at="limit"),
     Row("limit 0", "GET", f"{LIST}?limit=0", at="limit", limit=1000),

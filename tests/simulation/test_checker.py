@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulation.checker import (
+    Acknowledgement,
     Grant,
     History,
     JournalEntry,
@@ -234,9 +235,22 @@ def test_a_falling_epoch_is_found_also_over_a_deleted_lease() -> None:
 
 def test_an_acknowledgement_of_someone_who_was_never_granted_is_found() -> None:
     grants = [Grant(partition="p", epoch=1, holder="a/u/n")]
-    assert check_owners(grants, [("p", 1, "a")]) == []
-    assert "of a/u/n" in check_owners(grants, [("p", 1, "b")])[0]
-    assert "never granted" in check_owners(grants, [("p", 2, "a")])[0]
+    assert check_owners(grants, [said("a", epoch=1)]) == []
+    assert "of a/u/n" in check_owners(grants, [said("b", epoch=1)])[0]
+    assert "never granted" in check_owners(grants, [said("a", epoch=2)])[0]
+
+
+def test_an_acknowledgement_that_comes_too_late_is_found() -> None:
+    grants = [
+        Grant(partition="p", epoch=1, holder="a/u/n", time=0),
+        Grant(partition="p", epoch=2, holder="b/u/n", time=5),
+    ]
+    assert check_owners(grants, [said("a", epoch=1, time=5)]) == []
+    assert "right to write was lost" in check_owners(grants, [said("a", epoch=1, time=6)])[0]
+
+
+def said(pod: str, *, epoch: int, time: float = 1.0) -> Acknowledgement:
+    return Acknowledgement(partition="p", epoch=epoch, pod=pod, time=time)
 
 
 def acknowledged(kind: Kind, value: bytes, version: tuple[int, int]) -> Operation:

@@ -31,9 +31,7 @@ async def _run(arguments: argparse.Namespace) -> None:
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    async with serve(
-        data=arguments.data, port=arguments.port, tokens=tokens, sync=arguments.sync
-    ) as server:
+    async with serve(data=arguments.data, port=arguments.port, tokens=tokens, sync=arguments.sync) as server:
         if arguments.kubeconfig is not None:
             server.kubeconfig(arguments.kubeconfig, token=next(iter(tokens), DEFAULT_TOKEN))
         print(f"listening on {server.url}", flush=True)

@@ -8,6 +8,7 @@ Invariants:
 
 from __future__ import annotations
 
+import json
 from typing import Any, Final
 
 from . import kinds, schema
@@ -22,6 +23,16 @@ from .store import Key, Object
 
 META_REFERENCE: Final = {"$ref": schema.DEFINITIONS_PREFIX + schema.META + "ObjectMeta"}
 KEPT_NAMESPACES: Final = frozenset({"default", "kube-system", "kube-public"})
+
+
+class UndecodableError(ApiError):
+    """The document does not fit its type; a patch tells this in other words."""
+
+    def __init__(self, resource: Resource, why: str, unknown: tuple[str, ...] = ()) -> None:
+        head = f'{resource.kind} in version "{resource.version}" cannot be handled as a {resource.kind}: '
+        super().__init__(400, "BadRequest", head + why)
+        self.why = why
+        self.unknown = unknown
 
 
 class Admission:
@@ -59,24 +70,28 @@ class Admission:
             kind, version = kind or wanted[1], version or wanted[0]
             obj["kind"], obj["apiVersion"] = kind, version
         if not kind:
-            raise bad_request("Object 'Kind' is missing in '" + str(sorted(obj)) + "'")
+            shown = json.dumps(obj)
+            raise bad_request(
+                f"the object provided is unrecognized (must be of type {resource.kind}): Object 'Kind' is "
+                f"missing in '{shown}' ({shown[:27]} ...)"
+            )
         if not version:
             raise bad_request(f'Object "apiVersion" is missing for kind "{kind}"')
+        if kind != wanted[1] and resource.custom is None:
+            package = version.rpartition("/")[2]
+            raise bad_request(
+                f'{kind} in version "{package}" cannot be handled as a {wanted[1]}: converting '
+                f"({package}.{kind}) to ({resource.group.partition('.')[0] or 'core'}.{wanted[1]}): "
+                "unknown conversion"
+            )
         if version != wanted[0]:
             raise bad_request(
-                f"the API version in the data ({version}) does not match the expected API version "
-                f"({wanted[0]})"
+                f"the API version in the data ({version}) does not match the expected API version ({wanted[0]})"
             )
         if kind != wanted[1]:
-            if resource.custom is None:
-                raise bad_request(
-                    f'{kind} in version "{version}" cannot be handled as a {wanted[1]}: '
-                    f"no kind {kind!r} is registered for this resource"
-                )
-            raise bad_request(
-                f'{kind} in version "{resource.version}" cannot be handled as a {wanted[1]}: '
-                f"the kind in the data ({kind}) does not match the expected kind ({wanted[1]})"
-            )
+            cause = field_invalid("kind", kind, f"must be {wanted[1]}")
+            name = str((obj.get("metadata") or {}).get("name", ""))
+            raise invalid(str(kind), resource.group, name, [cause])
 
     def decoded(self, resource: Resource, obj: Object, level: str) -> tuple[Object, tuple[str, ...]]:
         """The object without fields nobody knows; by `level` they are ignored, warned of or refused."""
@@ -89,7 +104,7 @@ class Admission:
             if builtin:
                 error = decode_error(obj, shape, resource.kind)
                 if error is not None:
-                    raise _cannot_be_handled(resource, error)
+                    raise UndecodableError(resource, error)
             elif resource.custom is not None and not resource.custom.preserve_unknown:
                 self._check_custom_metadata(resource, obj)
             if builtin:
@@ -101,7 +116,7 @@ class Admission:
                 obj["metadata"] = meta
         if unknown and level == "Strict":
             text = ", ".join(f'unknown field "{path}"' for path in unknown)
-            raise _cannot_be_handled(resource, f"strict decoding error: {text}")
+            raise UndecodableError(resource, f"strict decoding error: {text}", tuple(unknown))
         warnings = tuple(f'unknown field "{path}"' for path in unknown) if level == "Warn" else ()
         return obj, warnings
 
@@ -109,7 +124,7 @@ class Admission:
     def _check_custom_metadata(resource: Resource, obj: Object) -> None:
         error = decode_error(obj.get("metadata") or {}, META_REFERENCE, "ObjectMeta", "metadata")
         if error is not None:
-            raise _cannot_be_handled(resource, error)
+            raise UndecodableError(resource, error)
 
     def defaulted(self, resource: Resource, obj: Object, old: Object | None) -> Object:
         """The object with what its kind fills in."""
@@ -186,12 +201,6 @@ def _has_rules(shape: Any) -> bool:
     if isinstance(shape, dict):
         return "x-kubernetes-validations" in shape or any(_has_rules(one) for one in shape.values())
     return isinstance(shape, list) and any(_has_rules(one) for one in shape)
-
-
-def _cannot_be_handled(resource: Resource, why: str) -> ApiError:
-    return bad_request(
-        f'{resource.kind} in version "{resource.version}" cannot be handled as a {resource.kind}: {why}'
-    )
 
 
 def _terminating(resource: Resource, key: Key) -> ApiError:

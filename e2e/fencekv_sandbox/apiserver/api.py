@@ -26,6 +26,7 @@ from .errors import (
     expired,
     field_forbidden,
     field_invalid,
+    field_not_supported,
     invalid,
     method_not_allowed,
     not_found,
@@ -99,7 +100,7 @@ class ApiServer:
         """The resource that a request is about, None if it is about none."""
         try:
             return parse_target(request.path, self.core.registry)
-        except PageNotFound:
+        except (PageNotFound, ApiError):
             return None
 
     def remember_for_stale_lists(self) -> None:
@@ -216,7 +217,11 @@ class ApiServer:
     def _predicate(self, target: Target, request: Request) -> Predicate | None:
         return both(
             label_selector(request.query.get("labelSelector", "")),
-            field_selector(request.query.get("fieldSelector", ""), target.resource.selectable),
+            field_selector(
+                request.query.get("fieldSelector", ""),
+                target.resource.selectable,
+                plain=not target.resource.fields and target.resource.custom is None,
+            ),
         )
 
     def _list(self, target: Target, request: Request, view: View) -> Response:
@@ -305,9 +310,11 @@ class ApiServer:
     # Writes
 
     def _write(self, verb: str, target: Target, request: Request) -> Response:
-        if target.name is None and verb == "delete":
+        if target.name is None and verb == "delete" and (target.namespace or not target.resource.namespaced):
             return self._delete_collection(target, request)
         if (target.name is None) != (verb == "create") and target.subresource is None:
+            raise method_not_allowed()
+        if target.resource.namespaced and target.namespace is None:
             raise method_not_allowed()
         if verb not in target.resource.verbs and target.subresource is None:
             raise method_not_allowed()
@@ -333,7 +340,7 @@ class ApiServer:
     def _written(self, verb: str, target: Target, request: Request, options: Options) -> Written:
         if verb == "patch":
             return self._patcher.patch(target, request, options)
-        obj = stored_words(target, document_of(request))
+        obj = stored_words(target, document_of(request, target.resource.kind))
         if verb == "create":
             if target.subresource is not None:
                 raise method_not_allowed()
@@ -405,6 +412,7 @@ class ApiServer:
             node = (document.get("target") or {}).get("name")
             bound = json.loads(stored.encoded)
             bound["spec"]["nodeName"] = node
+            # The sandbox's scheduler binds like any other client.
             self._writer.update(whole, key, stored, bound, Options.of(request))
             return answer(_SUCCESS, 201)
         raise method_not_allowed()
@@ -435,8 +443,13 @@ def _bookmark(view: View, version: int, *, initial_end: bool) -> Object:
     if initial_end:
         metadata["annotations"] = {INITIAL_EVENTS_END: "true"}
     if view.form == "table":
-        return {"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": metadata,
-                "columnDefinitions": None, "rows": []}
+        return {
+            "kind": "Table",
+            "apiVersion": "meta.k8s.io/v1",
+            "metadata": metadata,
+            "columnDefinitions": None,
+            "rows": [],
+        }
     if view.form == "metadata":
         return {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata}
     resource = view.resource
@@ -448,7 +461,7 @@ def _version(text: str) -> int:
         return 0
     if not text.isdigit():
         cause = field_invalid("resourceVersion", text, f'strconv.ParseUint: parsing "{text}": invalid syntax')
-        raise _list_options(cause)
+        raise bad_request(f"invalid resource version: {cause.field}: {cause.message}")
     return int(text)
 
 
@@ -479,7 +492,9 @@ def _wants_initial(request: Request) -> bool:
     if "sendInitialEvents" not in request.query:
         if rule:
             raise _list_options(
-                field_forbidden(field, "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided")
+                field_forbidden(
+                    field, "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided"
+                )
             )
         return False
     if rule != "NotOlderThan":
@@ -520,6 +535,7 @@ def _delete_options(request: Request) -> Object:
             document[name] = _number(text, name) if name == "gracePeriodSeconds" else text
     policy = document.get("propagationPolicy")
     if policy not in {None, "Foreground", "Background", "Orphan"}:
-        cause = field_invalid("propagationPolicy", policy, 'must be one of "Foreground", "Background", "Orphan"')
+        known = ["Foreground", "Background", "Orphan", "nil"]
+        cause = field_not_supported("propagationPolicy", policy, known)
         raise invalid("DeleteOptions", "meta.k8s.io", "", [cause])
     return document

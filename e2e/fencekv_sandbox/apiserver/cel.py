@@ -17,15 +17,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
 
-from cel import Context, Program, compile as compile_source
+from cel import Context, Program
+from cel import compile as compile_source
 from cel.stdlib import add_stdlib_to_context
 
 from .errors import Cause, _shown
 from .store import Object
 
 RESERVED: Final = frozenset(
-    "true false null in as break const continue else for function if import let loop package namespace "
-    "return var void while".split()
+    ["true", "false", "null", "in", "as", "break", "const", "continue", "else", "for", "function", "if", "import", "let", "loop", "package", "namespace", "return", "var", "void", "while"]
 )
 _ESCAPES: Final = {".": "__dot__", "-": "__dash__", "/": "__slash__", "__": "__underscores__"}
 _FIND_MAX: Final = 10_000
@@ -47,7 +47,7 @@ class BadRule(Exception):
 def _compiled(source: str) -> Program:
     try:
         return compile_source(source)
-    except Exception as error:  # noqa: BLE001  (the library raises several kinds)
+    except Exception as error:
         raise BadRule(str(error)) from error
 
 
@@ -200,10 +200,11 @@ def broken_rules(schema: Object, place: Place) -> list[Cause]:
         context = _context(place.value, place.old, schema, with_old=transition)
         try:
             held = _compiled(source).execute(context)
-        except Exception as error:  # noqa: BLE001  (whatever it is, the object does not pass)
+        except Exception as error:
             text = f"rule evaluation error: {error}: evaluating rule: {source}"
-            causes.append(Cause(reason="FieldValueInvalid", message=_invalid(place.value, text),
-                                field=_field(place, rule)))
+            causes.append(
+                Cause(reason="FieldValueInvalid", message=_invalid(place.value, text), field=_field(place, rule))
+            )
             continue
         if held is not True:
             causes.append(_broken(rule, place, context))
@@ -211,13 +212,16 @@ def broken_rules(schema: Object, place: Place) -> list[Cause]:
 
 
 def _invalid(value: Any, text: str) -> str:
-    return f"Invalid value: {_shown(value)}: {text}"
+    """Only plain values are shown."""
+    return (
+        f"Invalid value: {text}" if isinstance(value, dict | list) else f"Invalid value: {_shown(value)}: {text}"
+    )
 
 
 def _field(place: Place, rule: Object) -> str:
     path: str = rule.get("fieldPath") or ""
     if not path:
-        return place.path
+        return place.path or "<nil>"
     return (place.path + path).lstrip(".") if path.startswith((".", "[")) else f"{place.path}.{path}"
 
 
@@ -226,7 +230,7 @@ def _broken(rule: Object, place: Place, context: Context) -> Cause:
     if rule.get("messageExpression"):
         try:
             said = _compiled(rule["messageExpression"]).execute(context)
-        except Exception:  # noqa: BLE001  (the real server falls back to the message too)
+        except Exception:
             said = None
         if isinstance(said, str) and said.strip() and "\n" not in said:
             text = said.strip()

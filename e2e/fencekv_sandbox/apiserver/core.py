@@ -27,9 +27,7 @@ def timestamp(moment: datetime) -> str:
 class Core:
     """The store and all that is needed beside it."""
 
-    def __init__(
-        self, *, now: Callable[[], datetime], new_uid: Callable[[], str], log: Log | None = None
-    ) -> None:
+    def __init__(self, *, now: Callable[[], datetime], new_uid: Callable[[], str], log: Log | None = None) -> None:
         self.now = now
         self.new_uid = new_uid
         self.store = Store(log=log)

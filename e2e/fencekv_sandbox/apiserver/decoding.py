@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import yaml
 
-from .errors import bad_request, unsupported_media_type
+from .errors import ApiError, bad_request, unsupported_media_type
 from .message import Request
 from .schema import resolved, type_name, type_of
 from .store import Object
@@ -38,19 +38,27 @@ def media_type(request: Request) -> str:
     return request.headers.get("content-type", "").split(";", 1)[0].strip().lower()
 
 
-def document_of(request: Request) -> Object:
+def document_of(request: Request, kind: str = "") -> Object:
     """The body of a create, update or delete."""
     media = media_type(request) or "application/json"
     if media not in BODY_TYPES:
         raise unsupported_media_type([*BODY_TYPES])
-    return load(request.body, yaml_too=media == "application/yaml")
+    return load(request.body, yaml_too=media == "application/yaml", kind=kind)
 
 
-def load(body: bytes, *, yaml_too: bool = False) -> Any:
+def load(body: bytes, *, yaml_too: bool = False, kind: str = "") -> Object:
     """One document; it must be an object."""
-    document = load_any(body, yaml_too=yaml_too)
+    head = f"the object provided is unrecognized (must be of type {kind}): " if kind else ""
+    try:
+        document = load_any(body, yaml_too=yaml_too)
+    except ApiError as error:
+        shown = body[:24].decode("utf-8", "replace") or "<empty>"
+        raise bad_request(f"{head}couldn't get version/kind; json parse error: {error} ({shown})") from error
     if not isinstance(document, dict):
-        raise bad_request(f"couldn't get version/kind; json parse error: cannot unmarshal {type_of(document)}")
+        raise bad_request(
+            f"{head}couldn't get version/kind; json parse error: json: cannot unmarshal {type_of(document)} "
+            "into an object"
+        )
     return document
 
 
@@ -79,26 +87,33 @@ def _yaml_text(value: Any) -> str:
 
 
 def decode_error(value: Any, shape: Object, owner: str, path: str = "") -> str | None:
-    """The first field whose JSON type is not that of the built-in type; None: all are well."""
+    """The first field whose JSON type is not that of the built-in type; None: all are well.
+
+    `owner` is the name of the type that has the field, as errors tell it.
+    """
     name = type_name(shape).rsplit(".", 1)[-1]
     where = f"{owner}.{path}" if path else owner
+    if value is None:
+        return None
     if name in {"MicroTime", "Time"}:
-        return _time_error(value, name)
+        return _time_error(value, name, where)
     if name in {"Quantity", "IntOrString"}:
         if isinstance(value, dict | list | bool):
             return f"json: cannot unmarshal {_go(value)} into Go struct field {where} of type {name}"
         return None
     shape = resolved(shape)
-    wanted = shape.get("type")
-    if wanted is not None and value is not None and not _fits(value, shape):
-        return f"json: cannot unmarshal {_go_value(value)} into Go struct field {where} of type {_go_type(shape)}"
+    if shape.get("type") is not None and not _fits(value, shape):
+        kind = _go_type(shape)
+        return f"json: cannot unmarshal {_go_value(value, shape)} into Go struct field {where} of type {kind}"
     if isinstance(value, dict):
-        properties = shape.get("properties") or {}
+        properties = shape.get("properties")
         inner = shape.get("additionalProperties")
+        owner = owner if properties is None else name or owner
         for field, item in value.items():
-            below = properties.get(field) or (inner if isinstance(inner, dict) else None)
+            below = (properties or {}).get(field) or (inner if isinstance(inner, dict) else None)
             if below is not None:
-                error = decode_error(item, below, owner, f"{path}.{field}" if path else field)
+                deeper = path if properties is None else f"{path}.{field}" if path else field
+                error = decode_error(item, below, owner, deeper)
                 if error is not None:
                     return error
     elif isinstance(value, list) and isinstance(shape.get("items"), dict):
@@ -109,21 +124,27 @@ def decode_error(value: Any, shape: Object, owner: str, path: str = "") -> str |
     return None
 
 
-def _time_error(value: Any, name: str) -> str | None:
-    layout = _MICRO_LAYOUT if name == "MicroTime" else _LAYOUT
-    if value is None:
-        return None
+def _time_error(value: Any, name: str, where: str) -> str | None:
     if not isinstance(value, str):
-        return f"json: cannot unmarshal {_go(value)} into Go value of type string"
-    pattern = _MICRO_TIME if name == "MicroTime" else _TIME
-    if pattern.match(value):
+        return f"json: cannot unmarshal {_go(value)} into Go struct field {where} of type string"
+    micro = name == "MicroTime"
+    if (_MICRO_TIME if micro else _TIME).match(value):
         return None
-    digits = re.match(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?", value)
-    rest = value[19:] if digits else value
-    wanted = layout[19:] if digits else layout
-    if name == "MicroTime" and digits:
-        wanted = ".000000"
-    return f'parsing time "{value}" as "{layout}": cannot parse "{rest}" as "{wanted}"'
+    layout = _MICRO_LAYOUT if micro else _LAYOUT
+    rest = value
+    for pattern, element in _LAYOUT_STEPS if micro else _LAYOUT_STEPS[:-2] + _LAYOUT_STEPS[-1:]:
+        match = re.match(pattern, rest)
+        if match is None:
+            return f'parsing time "{value}" as "{layout}": cannot parse "{rest}" as "{element}"'
+        rest = rest[match.end() :]
+    return f'parsing time "{value}": extra text: "{rest}"'
+
+
+_LAYOUT_STEPS: Final = (
+    (r"\d{4}", "2006"), ("-", "-"), (r"\d\d", "01"), ("-", "-"), (r"\d\d", "02"), ("T", "T"),
+    (r"\d\d", "15"), (":", ":"), (r"\d\d", "04"), (":", ":"), (r"\d\d", "05"),
+    (r"\.\d{6}(?!\d)", ".000000"), (r"Z|[+-]\d\d:\d\d", "Z07:00"),
+)  # fmt: skip
 
 
 def _fits(value: Any, shape: Object) -> bool:
@@ -140,8 +161,8 @@ def _go(value: Any) -> str:
     return {"integer": "number", "boolean": "bool"}.get(type_of(value), type_of(value))
 
 
-def _go_value(value: Any) -> str:
-    if isinstance(value, int | float) and not isinstance(value, bool):
+def _go_value(value: Any, shape: Object) -> str:
+    if isinstance(value, int | float) and not isinstance(value, bool) and shape.get("type") == "integer":
         return f"number {value}"
     return _go(value)
 

@@ -27,7 +27,7 @@ def definition_causes(obj: Object, old: Object | None, registry: Registry) -> It
         yield field_required("spec.group")
     wanted = f"{names.get('plural')}.{spec.get('group')}"
     if obj["metadata"].get("name") != wanted:
-        text = "must be spec.names.plural+\".\"+spec.group"
+        text = 'must be spec.names.plural+"."+spec.group'
         yield field_invalid("metadata.name", obj["metadata"].get("name"), text)
     if spec.get("scope") not in {"Cluster", "Namespaced"}:
         yield field_not_supported("spec.scope", spec.get("scope", ""), ["Cluster", "Namespaced"])
@@ -38,7 +38,9 @@ def definition_causes(obj: Object, old: Object | None, registry: Registry) -> It
         text = "must have exactly one version marked as storage version"
         yield field_invalid("spec.versions", versions, text)
     for index, version in enumerate(versions):
-        yield from _version_causes(version, f"spec.versions[{index}]")
+        # The real server moves what all versions share to the top before it looks.
+        schema_path = "spec.validation" if len(versions) == 1 else f"spec.versions[{index}].schema"
+        yield from _version_causes(version, f"spec.versions[{index}]", schema_path)
     if registry.find(spec.get("group", ""), "v1", names.get("plural", "")) and _is_builtin(spec, registry):
         yield field_forbidden("spec.group", "the resource is built in")
     if old is not None and (old.get("spec") or {}).get("scope") != spec.get("scope"):
@@ -50,14 +52,14 @@ def _is_builtin(spec: Object, registry: Registry) -> bool:
     return found is not None and found.custom is None
 
 
-def _version_causes(version: Object, path: str) -> Iterator[Cause]:
+def _version_causes(version: Object, path: str, schema_path: str) -> Iterator[Cause]:
     if not version.get("name"):
         yield field_required(f"{path}.name")
     shape = (version.get("schema") or {}).get("openAPIV3Schema")
     if shape is None:
-        yield field_required(f"{path}.schema.openAPIV3Schema", "schemas are required")
+        yield field_required(f"{schema_path}.openAPIV3Schema", "schemas are required")
     else:
-        where = f"{path}.schema.openAPIV3Schema"
+        where = f"{schema_path}.openAPIV3Schema"
         if shape.get("type") != "object":
             text = "must be object at the root" if shape.get("type") else "must not be empty at the root"
             yield (
@@ -108,7 +110,14 @@ def _rule_causes(rule: Object, path: str) -> Iterator[Cause]:
             try:
                 cel.check(rule[field])
             except cel.BadRule as error:
-                yield field_invalid(f"{path}.{field}", rule, f"compilation failed: {error}")
+                yield field_invalid(f"{path}.{field}", _internal(rule), f"compilation failed: {error}")
+
+
+def _internal(rule: Object) -> Object:
+    """A rule in the words of the server's own types."""
+    names = ("rule", "message", "messageExpression", "reason", "fieldPath", "optionalOldSelf")
+    nullable = {"reason", "optionalOldSelf"}
+    return {name[0].upper() + name[1:]: rule.get(name, None if name in nullable else "") for name in names}
 
 
 def served_status(definition: Object, moment: str) -> Object:

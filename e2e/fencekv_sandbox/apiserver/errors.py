@@ -46,9 +46,7 @@ def field_invalid(field: str, value: Any, detail: str) -> Cause:
 
 def field_type(field: str, value: Any, detail: str) -> Cause:
     """The value has the wrong type."""
-    return Cause(
-        reason="FieldValueTypeInvalid", message=f"Invalid value: {_shown(value)}: {detail}", field=field
-    )
+    return Cause(reason="FieldValueTypeInvalid", message=f"Invalid value: {_shown(value)}: {detail}", field=field)
 
 
 def field_required(field: str, detail: str = "") -> Cause:
@@ -113,8 +111,9 @@ class ApiError(Exception):
             "metadata": {},
             "status": "Failure",
             "message": self.message,
-            "reason": self.reason,
         }
+        if self.reason:
+            status["reason"] = self.reason
         if self.details is not None:
             status["details"] = dict(self.details)
         status["code"] = self.code
@@ -160,14 +159,49 @@ def conflict(plural: str, group: str, name: str, why: str = MODIFIED) -> ApiErro
     return ApiError(409, "Conflict", message, details=_details(plural, group, name))
 
 
+def failed_precondition(kind: str, group: str, name: str, *, field: str, asked: str, found: str) -> ApiError:
+    """A deletion demanded another UID or version than the object has."""
+    ending = {
+        "UID": "The object might have been deleted and then recreated",
+        "ResourceVersion": "The object might have been modified",
+    }[field]
+    why = f"the {field} in the precondition ({asked}) does not match the {field} in record ({found}). {ending}"
+    return conflict(kind, group, name, why)
+
+
+def another_uid(plural: str, group: str, namespace: str, name: str, *, asked: str, found: str) -> ApiError:
+    """An update demanded another UID than the object has; `found` is empty where there is no object."""
+    where = "/".join(part for part in ("registry", plural, namespace, name) if part)
+    why = (
+        f"StorageError: invalid object, Code: 4, Key: /{where}, ResourceVersion: 0, AdditionalErrorMsg: "
+        f"Precondition failed: UID in precondition: {asked}, UID in object meta: {found}"
+    )
+    return conflict(plural, group, name, why)
+
+
+def unusable_patch(document: Any, why: str) -> ApiError:
+    """The patch itself is well formed, but what comes out of it cannot be decoded."""
+    text = json.dumps(document, separators=(",", ":"), ensure_ascii=False)
+    cause = field_invalid("patch", text, why)
+    details = {"causes": [_cause(cause)]}
+    return ApiError(422, "Invalid", f' "" is invalid: patch: {cause.message}', details=details)
+
+
+def internal(message: str) -> ApiError:
+    """What the real server answers with a bare 500."""
+    return ApiError(500, "", message)
+
+
 def apply_conflict(causes: Sequence[Cause]) -> ApiError:
-    """Server-side apply would take fields from another manager."""
-    lines = "\n".join(f"- {cause.field}" for cause in causes)
-    count = len(causes)
-    if count == 1:
+    """Server-side apply would take fields from other managers."""
+    if len(causes) == 1:
         message = f"Apply failed with 1 conflict: {causes[0].message}: {causes[0].field}"
     else:
-        message = f"Apply failed with {count} conflicts: {causes[0].message}:\n{lines}"
+        parts = []
+        for who in dict.fromkeys(cause.message for cause in causes):
+            fields = "".join(f"\n- {cause.field}" for cause in causes if cause.message == who)
+            parts.append(f"{who.replace('conflict with', 'conflicts with', 1)}:{fields}")
+        message = f"Apply failed with {len(causes)} conflicts: " + "\n".join(parts)
     return ApiError(409, "Conflict", message, details={"causes": [_cause(cause) for cause in causes]})
 
 
@@ -204,6 +238,12 @@ def unauthorized() -> ApiError:
     return ApiError(401, "Unauthorized", "Unauthorized")
 
 
+def resource_not_found() -> ApiError:
+    """The group and version are served, but no such resource in them."""
+    message = "the server could not find the requested resource"
+    return ApiError(404, "NotFound", message, details={})
+
+
 def method_not_allowed() -> ApiError:
     """The resource is served, but not with this verb."""
     message = "the server does not allow this method on the requested resource"
@@ -212,17 +252,21 @@ def method_not_allowed() -> ApiError:
 
 def unsupported_media_type(supported: Sequence[str]) -> ApiError:
     """The body's content type is not understood."""
-    message = (
-        "the body of the request was in an unknown format - accepted media types include: "
-        + ", ".join(supported)
+    message = "the body of the request was in an unknown format - accepted media types include: " + ", ".join(
+        supported
     )
     return ApiError(415, "UnsupportedMediaType", message)
 
 
+def unsupported_patch_type() -> ApiError:
+    """The same, as a built-in resource answers to a PATCH."""
+    return ApiError(415, "UnsupportedMediaType", "415: Unsupported Media Type", details={})
+
+
 def not_acceptable(supported: Sequence[str]) -> ApiError:
     """None of the media types in `Accept` is served."""
-    message = "only the following media types are accepted: " + ", ".join(supported)
-    return ApiError(406, "NotAcceptable", message)
+    message = "406: Not Acceptable\n\nAvailable representations: " + ", ".join(supported)
+    return ApiError(406, "NotAcceptable", message, details={})
 
 
 def expired(message: str) -> ApiError:

@@ -15,10 +15,10 @@ from typing import Any, Final
 
 from .core import Core
 from .definitions import CLEANUP_FINALIZER, served_status
+from .message import Target
 from .resources import DEFINITIONS, Resource
 from .store import Key, Object, Stored
 from .writes import Options, Writer
-from .message import Target
 
 FOREGROUND: Final = "foregroundDeletion"
 _OPTIONS: Final = Options(manager="garbage-collector")
@@ -101,9 +101,7 @@ class Collector:
         resource = self._core.registry.of_storage(key.resource)
         if resource is None or self._core.store.get(key) is None:
             return
-        target = Target(
-            resource=resource, namespace=key.namespace or None, name=key.name, subresource=None
-        )
+        target = Target(resource=resource, namespace=key.namespace or None, name=key.name, subresource=None)
         _, gone = self._writer.delete(target, {"propagationPolicy": policy}, _OPTIONS)
         if not gone:
             self.deleting(target)
@@ -168,9 +166,6 @@ class Collector:
             return
         obj = copy.deepcopy(stored.object)
         obj["status"] = served_status(obj, self._core.timestamp())
-        meta = obj["metadata"]
-        if not meta.get("deletionTimestamp") and CLEANUP_FINALIZER not in (meta.get("finalizers") or ()):
-            meta["finalizers"] = [*(meta.get("finalizers") or ()), CLEANUP_FINALIZER]
         if obj != stored.object:
             self._core.put(key, obj)
 

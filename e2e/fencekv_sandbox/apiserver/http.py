@@ -14,6 +14,7 @@ import random  # noqa: TID251  (composition root: the default generator of fault
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -116,7 +117,8 @@ class Server:
             error = unauthorized()
             return _sent(answer(error.document(), error.code))
         target = self.api.target_of(request)
-        asked = _asked(request, target, user or "")
+        request = replace(request, user=user or "")
+        asked = _asked(request, target, request.user)
         decision = self.faults.decide(asked)
         await self._wait(decision)
         refused = _refused(decision, target)
@@ -141,7 +143,6 @@ class Server:
             query=dict(incoming.query),
             headers={name.lower(): value for name, value in incoming.headers.items()},
             body=await incoming.read(),
-            user="system:admin",
         )
 
     async def _wait(self, decision: Decision) -> None:

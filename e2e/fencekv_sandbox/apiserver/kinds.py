@@ -7,6 +7,7 @@ Invariants:
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -45,6 +46,7 @@ def fill_defaults(storage: str, obj: Object, old: Object | None, core: Core) -> 
     match storage:
         case "pods":
             _pod(obj.setdefault("spec", {}))
+            _admitted_pod(obj["spec"])
             if old is None:
                 obj["status"] = {"phase": "Pending", "qosClass": "BestEffort"}
         case "statefulsets.apps":
@@ -72,7 +74,12 @@ def fill_defaults(storage: str, obj: Object, old: Object | None, core: Core) -> 
             spec.setdefault("policyTypes", ["Ingress", "Egress"] if spec.get("egress") else ["Ingress"])
             _policy_ports(spec)
         case "poddisruptionbudgets.policy":
-            obj.setdefault("status", {})
+            counts = ("disruptionsAllowed", "currentHealthy", "desiredHealthy", "expectedPods")
+            status = obj.setdefault("status", {})
+            for field in counts:
+                status.setdefault(field, 0)
+        case "priorityclasses.scheduling.k8s.io":
+            obj.setdefault("preemptionPolicy", "PreemptLowerPriority")
         case "events":
             obj.setdefault("source", {})
             for field in ("firstTimestamp", "lastTimestamp"):
@@ -146,7 +153,6 @@ def _pod(spec: Object) -> None:
         ("terminationGracePeriodSeconds", 30),
         ("dnsPolicy", "ClusterFirst"),
         ("schedulerName", "default-scheduler"),
-        ("enableServiceLinks", True),
     ):
         spec.setdefault(name, value)
     spec.setdefault("securityContext", {})
@@ -161,14 +167,26 @@ def _pod(spec: Object) -> None:
                 volume[source].setdefault("defaultMode", mode)
 
 
+_TOLERATED: Final = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
+
+
+def _admitted_pod(spec: Object) -> None:
+    """What a pod itself gets, and its template does not."""
+    spec.setdefault("enableServiceLinks", True)
+    spec.setdefault("priority", 0)
+    spec.setdefault("preemptionPolicy", "PreemptLowerPriority")
+    spec.setdefault("serviceAccountName", "default")
+    spec.setdefault("serviceAccount", spec["serviceAccountName"])
+    tolerations = spec.setdefault("tolerations", [])
+    for key in _TOLERATED:
+        if all(one.get("key") not in {key, None} for one in tolerations):
+            tolerations.append({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300})
+
+
 def _template(spec: Object) -> None:
     template = spec.setdefault("template", {})
     template.setdefault("metadata", {})
-    pod = template.setdefault("spec", {})
-    _pod(pod)
-    pod.pop("enableServiceLinks", None)
-    if "enableServiceLinks" in pod and pod["enableServiceLinks"] is True:
-        del pod["enableServiceLinks"]
+    _pod(template.setdefault("spec", {}))
 
 
 def _stateful_set(obj: Object, *, fresh: bool) -> None:
@@ -247,9 +265,7 @@ def _definition(spec: Object) -> None:
 # Validation
 
 
-def causes_of(
-    storage: str, obj: Object, old: Object | None, subresource: str | None
-) -> Iterator[Cause]:
+def causes_of(storage: str, obj: Object, old: Object | None, subresource: str | None) -> Iterator[Cause]:
     """What the kind refuses."""
     check = _CHECKS.get(storage)
     if check is not None:
@@ -268,8 +284,6 @@ def _lease(obj: Object, old: Object | None) -> Iterator[Cause]:
     if duration is not None and duration <= 0:
         yield field_invalid("spec.leaseDurationSeconds", duration, "must be greater than 0")
     yield from _not_negative(spec, "leaseTransitions", "spec.leaseTransitions")
-    if spec.get("holderIdentity") == "":
-        yield field_invalid("spec.holderIdentity", "", "must not be empty")
 
 
 def _containers(spec: Object, path: str) -> Iterator[Cause]:
@@ -365,7 +379,19 @@ def _budget_causes(obj: Object, old: Object | None) -> Iterator[Cause]:
             yield field_invalid(f"spec.{field}", value, "must be greater than or equal to 0")
 
 
+_CONFIG_KEY: Final = re.compile(r"^[-._a-zA-Z0-9]+\Z")
+
+
 def _config_map_causes(obj: Object, old: Object | None) -> Iterator[Cause]:
+    for field in ("data", "binaryData"):
+        for key in obj.get(field) or ():
+            if not _CONFIG_KEY.match(key):
+                text = (
+                    "a valid config key must consist of alphanumeric characters, '-', '_' or '.' (e.g. "
+                    "'key.name',  or 'KEY_NAME',  or 'key-name', regex used for validation is "
+                    "'[-._a-zA-Z0-9]+')"
+                )
+                yield field_invalid(f"{field}[{key}]", key, text)
     if old is not None and old.get("immutable"):
         for field in ("data", "binaryData"):
             if obj.get(field) != old.get(field):

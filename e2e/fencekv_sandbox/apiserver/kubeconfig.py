@@ -19,9 +19,7 @@ def kubeconfig_text(
         "kind": "Config",
         "clusters": [{"name": "fencekv", "cluster": cluster}],
         "users": [{"name": user, "user": {"token": token}}],
-        "contexts": [
-            {"name": "fencekv", "context": {"cluster": "fencekv", "user": user, "namespace": namespace}}
-        ],
+        "contexts": [{"name": "fencekv", "context": {"cluster": "fencekv", "user": user, "namespace": namespace}}],
         "current-context": "fencekv",
     }
     text: str = yaml.safe_dump(document, sort_keys=False)

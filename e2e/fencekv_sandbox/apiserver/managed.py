@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import copy
 import json
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from .errors import ApiError, Cause, apply_conflict
 from .schema import resolved
 from .store import Object
 
 Tree = dict[str, Any]
+Marks = Literal["none", "maps", "all"]  # Which new containers are owned as such, by their ".".
 
 MANAGERS_MAX: Final = 10  # Older updaters are merged into one entry, as the real server does.
 
@@ -127,25 +128,27 @@ def is_granular(value: Any, schema: Object) -> bool:
     return False
 
 
-def fields_of(value: Any, schema: Object) -> Tree:
+def fields_of(value: Any, schema: Object, marks: Marks = "none") -> Tree:
     """The tree of everything that a value sets."""
     schema = _list_schema(schema)
     if not is_granular(value, schema):
         return {}
     tree: Tree = {}
     if isinstance(value, dict):
+        if marks == "all" or (marks == "maps" and "properties" not in schema):
+            tree["."] = {}
         for name, item in value.items():
-            tree["f:" + name] = fields_of(item, _schema_below(schema, name))
+            tree["f:" + name] = fields_of(item, _schema_below(schema, name), marks)
         return tree
     for item in value:
         name = _item_name(item, schema)
         if name is not None:
-            below = fields_of(item, schema.get("items") or {}) if isinstance(item, dict) else {}
+            below = fields_of(item, schema.get("items") or {}, marks) if isinstance(item, dict) else {}
             tree[name] = {".": {}, **below} if isinstance(item, dict) else {}
     return tree
 
 
-def changed_fields(old: Any, new: Any, schema: Object) -> Tree:
+def changed_fields(old: Any, new: Any, schema: Object, marks: Marks = "none") -> Tree:
     """The tree of what `new` adds or sets differently."""
     schema = _list_schema(schema)
     if isinstance(old, dict) and isinstance(new, dict) and is_granular(new, schema):
@@ -153,9 +156,9 @@ def changed_fields(old: Any, new: Any, schema: Object) -> Tree:
         for name, item in new.items():
             below = _schema_below(schema, name)
             if name not in old:
-                tree["f:" + name] = fields_of(item, below)
+                tree["f:" + name] = fields_of(item, below, marks)
             elif old[name] != item:
-                tree["f:" + name] = changed_fields(old[name], item, below)
+                tree["f:" + name] = changed_fields(old[name], item, below, marks)
         return tree
     if isinstance(old, list) and isinstance(new, list) and is_granular(new, schema):
         before = {_item_name(item, schema): item for item in old}
@@ -165,11 +168,11 @@ def changed_fields(old: Any, new: Any, schema: Object) -> Tree:
             if name is None:
                 continue
             if name not in before:
-                tree[name] = {".": {}, **fields_of(item, schema.get("items") or {})}
+                tree[name] = {".": {}, **fields_of(item, schema.get("items") or {}, marks)}
             elif before[name] != item:
-                tree[name] = changed_fields(before[name], item, schema.get("items") or {})
+                tree[name] = changed_fields(before[name], item, schema.get("items") or {}, marks)
         return tree
-    return fields_of(new, schema)
+    return fields_of(new, schema, marks)
 
 
 def _stripped(tree: Tree, *, status: bool | None) -> Tree:
@@ -232,17 +235,20 @@ def _is_entry(entry: Object, manager: str, operation: str, subresource: str | No
 
 def record_update(
     old: Object | None, obj: Object, manager: str, subresource: str | None, moment: str,
-    schema: Object | None = None,
+    schema: Object | None = None, *, custom: bool = False, has_status: bool = False,
 ) -> None:  # fmt: skip
     """Note that a plain write by `manager` changed what differs between `old` and `obj`."""
     meta = obj["metadata"]
     shape = schema or {}
+    marks: Marks = "all" if custom else "maps"
+    before: Object = {"metadata": {}} if old is None else old
+    # A write of the status owns nothing of the spec, and the other way round.
+    own_part = {"status": True, None: False if has_status else None}.get(subresource)
+    changed = _stripped(changed_fields(before, obj, shape, marks), status=own_part)
+    entries: list[Object] = []
     if old is None:
         meta.pop("managedFields", None)
-        changed = _stripped(fields_of(obj, shape), status=None)
-        entries: list[Object] = []
     else:
-        changed = _stripped(changed_fields(old, obj, shape), status=None)
         removed = _stripped(removed_fields(old, obj, shape), status=None)
         entries = _without(entries_of(obj), union(changed, removed))
     own = next((one for one in entries if _is_entry(one, manager, "Update", subresource)), None)
@@ -346,7 +352,7 @@ def _settled(
 
 
 def _conflict(entry: Object, path: str) -> Cause:
-    using = f' using {entry["apiVersion"]}' if entry["operation"] == "Update" else ""
+    using = f" using {entry['apiVersion']}" if entry["operation"] == "Update" else ""
     if entry.get("subresource"):
         who = f'"{entry["manager"]}" with subresource "{entry["subresource"]}"{using}'
     else:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from .errors import PageNotFound
+from .errors import PageNotFound, not_found, resource_not_found
 from .resources import Registry, Resource
 from .store import encode
 
@@ -114,12 +114,16 @@ def parse_target(path: str, registry: Registry) -> Target:
     if inside and not (not group and rest[2] in {"status", "finalize"} and len(rest) == 3):
         namespace, rest = rest[1], rest[2:]
     resource = registry.find(group, version, rest[0])
+    if resource is None and registry.serves(group, version):
+        raise resource_not_found()
     if resource is None or len(rest) > 3 or not all(rest):
         raise PageNotFound(path)
     if (namespace is not None) != resource.namespaced and (namespace is not None or len(rest) > 1):
         raise PageNotFound(path)
     subresource = rest[2] if len(rest) > 2 else None
-    if subresource is not None and subresource not in resource.subresources:
-        raise PageNotFound(path)
     name = rest[1] if len(rest) > 1 else None
+    if subresource is not None and subresource not in resource.subresources:
+        if resource.custom is None:
+            raise resource_not_found()
+        raise not_found(resource.plural, resource.group, str(name))
     return Target(resource=resource, namespace=namespace, name=name, subresource=subresource)

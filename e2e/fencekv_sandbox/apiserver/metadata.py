@@ -121,7 +121,9 @@ def _owner_causes(owners: Any) -> Iterator[Cause]:
             if not owner.get(field):
                 place = "version" if field == "apiVersion" else field
                 yield field_invalid(
-                    f"metadata.ownerReferences[{index}].{field}", owner.get(field, ""), f"{place} must not be empty"
+                    f"metadata.ownerReferences[{index}].{field}",
+                    owner.get(field, ""),
+                    f"{place} must not be empty",
                 )
         controllers += bool(owner.get("controller"))
     if controllers > 1:

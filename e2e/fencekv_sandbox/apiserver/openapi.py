@@ -96,7 +96,11 @@ def _parameter(name: str, kind: str = "string") -> Object:
 
 def _add_paths(paths: Object, resource: Resource, name: str) -> None:
     base = f"/apis/{resource.group}/{resource.version}" if resource.group else f"/api/{resource.version}"
-    where = f"{base}/namespaces/{{namespace}}/{resource.plural}" if resource.namespaced else f"{base}/{resource.plural}"
+    where = (
+        f"{base}/namespaces/{{namespace}}/{resource.plural}"
+        if resource.namespaced
+        else f"{base}/{resource.plural}"
+    )
     kind = {"group": resource.group, "version": resource.version, "kind": resource.kind}
     content = {"application/json": {"schema": {"$ref": DEFINITIONS_PREFIX + name}}}
     answer = {"200": {"description": "OK", "content": content}}

@@ -29,14 +29,14 @@ def merge_patch(document: Any, patch: Any) -> Any:
 
 def _unprocessable(message: str) -> ApiError:
     """A patch that is well formed, but cannot be applied to this object."""
-    return ApiError(422, "Invalid", f"the server rejected our request due to an error in our request: {message}",
-                    details={"causes": [{"message": message}]})
+    assert message
+    return ApiError(422, "Invalid", "the server rejected our request due to an error in our request", details={})
 
 
 def json_patch(document: Any, operations: Any) -> Any:
     """Apply the operations in order."""
     if not isinstance(operations, list):
-        raise bad_request("json: cannot unmarshal object into Go value of type jsonpatch.Patch")
+        raise bad_request("error decoding patch: json: cannot unmarshal object into a list of operations")
     if len(operations) > OPERATIONS_MAX:
         raise ApiError(
             413,

@@ -6,16 +6,25 @@ import copy
 from typing import Any
 
 from . import managed
-from .admission import Admission
+from .admission import Admission, UndecodableError
 from .core import Core
 from .decoding import PATCH_TYPES, load, load_any, media_type
-from .errors import ApiError, bad_request, not_found, unsupported_media_type
+from .errors import (
+    ApiError,
+    bad_request,
+    internal,
+    not_found,
+    unsupported_media_type,
+    unsupported_patch_type,
+    unusable_patch,
+)
 from .message import Request, Target
 from .patches import json_patch, merge_patch
+from .resources import Resource
 from .scales import scale_of
 from .store import Object, Stored
 from .strategic import strategic_patch
-from .writes import Options, Writer, Written
+from .writes import Options, Writer, Written, version_required
 
 JSON_PATCH, MERGE_PATCH, STRATEGIC_PATCH, APPLY_PATCH = PATCH_TYPES
 
@@ -35,7 +44,7 @@ class Patcher:
         custom = target.resource.custom is not None
         supported = [one for one in PATCH_TYPES if not (custom and one == STRATEGIC_PATCH)]
         if media not in supported:
-            raise unsupported_media_type(supported)
+            raise unsupported_media_type(supported) if custom else unsupported_patch_type()
         if media == APPLY_PATCH:
             return self._apply(target, request, options)
         key = self._core.key(target.resource, target.at, target.name)
@@ -49,9 +58,20 @@ class Patcher:
             return self._writer.scale(target, scale, options)
         obj = self._patched(target, stored.object, media, document)
         self._check_place(target, stored, obj)
-        if not custom and obj.get("kind") != stored.object["kind"]:
-            raise bad_request("the kind of an object cannot be patched")
-        return self._writer.update(target, key, stored, obj, options)
+        obj, warnings = self._decoded(target, obj, options)
+        if target.resource.update_needs_version and not obj["metadata"].get("resourceVersion"):
+            raise version_required(target)
+        return self._writer.update(target, key, stored, obj, options, warnings)
+
+    def _decoded(self, target: Target, obj: Object, options: Options) -> tuple[Object, tuple[str, ...]]:
+        resource = target.resource
+        kind, version = obj.get("kind"), obj.get("apiVersion")
+        if resource.custom is None and (kind, version) != _stored_kind(resource):
+            raise unusable_patch(obj, f'no kind "{kind}" is registered for version "{version}"')
+        try:
+            return self._admission.decoded(resource, obj, options.field_validation)
+        except UndecodableError as error:
+            raise unusable_patch(obj, error.why) from error
 
     def _patched(self, target: Target, obj: Object, media: str, document: Any) -> Object:
         if media == JSON_PATCH:
@@ -76,7 +96,8 @@ class Patcher:
             raise bad_request(
                 "the namespace of the provided object does not match the namespace sent on the request"
             )
-        self._admission.check_kind(target.resource, obj)
+        if target.resource.custom is not None:
+            self._admission.check_kind(target.resource, obj)
 
     def _apply(self, target: Target, request: Request, options: Options) -> Written:
         assert target.name is not None
@@ -100,7 +121,7 @@ class Patcher:
         stored = self._core.store.get(key)
         if stored is None and target.subresource:
             raise not_found(resource.plural, resource.group, target.name)
-        wanted, warnings = self._admission.decoded(resource, wanted, options.field_validation)
+        wanted = self._typed(target, wanted)
         obj = managed.apply(
             None if stored is None else stored.object,
             wanted,
@@ -117,7 +138,23 @@ class Patcher:
             if meta.get("resourceVersion"):
                 obj["metadata"]["resourceVersion"] = meta["resourceVersion"]
             written = self._writer.apply(target, key, stored, copy.deepcopy(obj), options)
-        return Written(stored=written.stored, created=written.created, warnings=warnings)
+        return written
+
+    def _typed(self, target: Target, wanted: Object) -> Object:
+        """An apply names known fields only, whatever the field validation."""
+        resource = target.resource
+        named = f"{wanted['metadata'].get('namespace', '')}/{target.name}; {resource.api_version}"
+        try:
+            wanted, _ = self._admission.decoded(resource, wanted, "Strict")
+        except UndecodableError as error:
+            fields = "".join(f".{path}: field not declared in schema" for path in error.unknown[:1])
+            head = f"failed to create typed patch object ({named}, Kind={resource.kind}): "
+            raise internal(head + (fields or error.why)) from error
+        return wanted
+
+
+def _stored_kind(resource: Resource) -> tuple[str, str]:
+    return resource.kind, "v1" if resource.stored_as else resource.api_version
 
 
 def _manager_required() -> ApiError:

@@ -210,13 +210,9 @@ BUILTIN: Final[tuple[Resource, ...]] = (
         generation=True,
         categories=_ALL,
     ),
-    _builtin(
-        "policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget", "pdb", status=True, generation=True
-    ),
+    _builtin("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget", "pdb", status=True, generation=True),
     _builtin("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy", "netpol", generation=True),
-    _builtin(
-        "coordination.k8s.io", "v1", "leases", "Lease", update_needs_version=True, update_creates=True
-    ),
+    _builtin("coordination.k8s.io", "v1", "leases", "Lease", update_needs_version=True, update_creates=True),
     _builtin(
         "events.k8s.io",
         "v1",
@@ -232,7 +228,9 @@ BUILTIN: Final[tuple[Resource, ...]] = (
     _builtin(_RBAC, "v1", "clusterroles", "ClusterRole", namespaced=False, update_creates=True),
     _builtin(_RBAC, "v1", "rolebindings", "RoleBinding", update_creates=True),
     _builtin(_RBAC, "v1", "roles", "Role", update_creates=True),
-    _builtin("scheduling.k8s.io", "v1", "priorityclasses", "PriorityClass", "pc", namespaced=False),
+    _builtin(
+        "scheduling.k8s.io", "v1", "priorityclasses", "PriorityClass", "pc", namespaced=False, generation=True
+    ),
     _builtin("storage.k8s.io", "v1", "storageclasses", "StorageClass", "sc", namespaced=False),
     _builtin(
         _ADMISSION,
@@ -264,10 +262,22 @@ BUILTIN: Final[tuple[Resource, ...]] = (
         generation=True,
         categories=("api-extensions",),
     ),
-    _builtin("authorization.k8s.io", "v1", "selfsubjectaccessreviews", "SelfSubjectAccessReview",
-             namespaced=False, verbs=("create",)),
-    _builtin("authentication.k8s.io", "v1", "selfsubjectreviews", "SelfSubjectReview",
-             namespaced=False, verbs=("create",)),
+    _builtin(
+        "authorization.k8s.io",
+        "v1",
+        "selfsubjectaccessreviews",
+        "SelfSubjectAccessReview",
+        namespaced=False,
+        verbs=("create",),
+    ),
+    _builtin(
+        "authentication.k8s.io",
+        "v1",
+        "selfsubjectreviews",
+        "SelfSubjectReview",
+        namespaced=False,
+        verbs=("create",),
+    ),
 )
 
 DEFINITIONS: Final = f"customresourcedefinitions.{_EXTENSIONS}"
@@ -282,6 +292,12 @@ class Registry:
         }
         self._custom: dict[str, tuple[Resource, ...]] = {}
         self.generation = 0  # Changes whenever what is served changes.
+
+    def serves(self, group: str, version: str) -> bool:
+        """Whether anything built in is served in this group and version."""
+        return any(
+            (one.group, one.version) == (group, version) and one.custom is None for one in self._served.values()
+        )
 
     def find(self, group: str, version: str, plural: str) -> Resource | None:
         """The resource, or None if it is not served."""

@@ -93,8 +93,18 @@ def _as_text(value: Any) -> str:
     return str(value)
 
 
-def field_selector(text: str, fields: frozenset[str]) -> Predicate | None:
-    """Parse `fieldSelector`; only `fields` may be named. None selects everything."""
+def _unknown_field(field: str, *, plain: bool) -> ApiError:
+    if plain:
+        known = '"metadata.name", "metadata.namespace"'
+        return bad_request(f'"{field}" is not a known field selector: only {known}')
+    return bad_request(f"field label not supported: {field}")
+
+
+def field_selector(text: str, fields: frozenset[str], *, plain: bool) -> Predicate | None:
+    """Parse `fieldSelector`; only `fields` may be named. None selects everything.
+
+    `plain`: the kind has no fields of its own to select by.
+    """
     if not text.strip():
         return None
     wanted: list[tuple[str, str, bool]] = []
@@ -104,9 +114,7 @@ def field_selector(text: str, fields: frozenset[str]) -> Predicate | None:
             raise bad_request(f"invalid selector: '{text}'; can't understand '{part}'")
         field, verb, value = match.groups()
         if field not in fields:
-            raise bad_request(
-                f"Unable to find a matching field selector: field label not supported: {field}"
-            )
+            raise _unknown_field(field, plain=plain)
         wanted.append((field, value, verb != "!="))
 
     def matches(obj: Object) -> bool:

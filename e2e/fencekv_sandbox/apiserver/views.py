@@ -19,7 +19,7 @@ from .tables import columns_of, row_of
 
 Form = Literal["object", "table", "metadata"]
 JSON_TYPES = frozenset({"application/json", "application/*", "*/*", ""})
-SERVED_TYPES = ("application/json",)
+SERVED_TYPES = ("application/json", "application/json;stream=watch")
 
 
 def wanted_form(accept: str) -> Form:

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from .errors import ApiError
-from .selectors import Predicate
 from .store import Change, Object, Stored, encode
 
 EVENTS_WAITING_MAX: Final = 20_000

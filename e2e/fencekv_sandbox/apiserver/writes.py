@@ -12,23 +12,29 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final
+from typing import Final
 
 from . import events, managed, scales
 from .admission import Admission
 from .core import Core, timestamp
+from .definitions import CLEANUP_FINALIZER
 from .errors import (
     ApiError,
+    Cause,
     already_exists,
+    another_uid,
     bad_request,
     conflict,
-    Cause,
+    failed_precondition,
     field_forbidden,
     field_invalid,
+    field_not_supported,
+    internal,
     invalid,
     not_found,
 )
 from .message import Request, Target
+from .resources import DEFINITIONS
 from .store import Key, Object, Stored
 
 NAME_RANDOM_LETTERS: Final = "bcdfghjklmnpqrstvwxz2456789"
@@ -58,12 +64,11 @@ class Options:
         asked = [given] if given is not None else (document or {}).get("dryRun") or []
         for value in asked:
             if value != "All":
-                cause = field_invalid("dryRun", asked, 'Unsupported value: supported values: "All"')
-                raise invalid("CreateOptions", "meta.k8s.io", "", [cause])
+                raise invalid(_kind_of_options(request), "meta.k8s.io", "", [_bad_dry_run(asked)])
         level = request.query.get("fieldValidation") or "Warn"
         if level not in {"Ignore", "Warn", "Strict"}:
-            cause = field_invalid("fieldValidation", level, 'supported values: "Ignore", "Strict", "Warn"')
-            raise invalid("CreateOptions", "meta.k8s.io", "", [cause])
+            cause = field_not_supported("fieldValidation", level, ["", "Ignore", "Strict", "Warn"])
+            raise invalid(_kind_of_options(request), "meta.k8s.io", "", [cause])
         agent = request.user_agent.split("/", 1)[0] or "unknown"
         return Options(
             manager=request.query.get("fieldManager") or agent,
@@ -71,6 +76,15 @@ class Options:
             field_validation=level,
             force=request.flag("force"),
         )
+
+
+def _kind_of_options(request: Request) -> str:
+    kinds = {"POST": "CreateOptions", "PUT": "UpdateOptions", "PATCH": "PatchOptions"}
+    return kinds.get(request.method, "DeleteOptions")
+
+
+def _bad_dry_run(asked: list[str]) -> Cause:
+    return field_not_supported("dryRun", asked, ["All"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +110,7 @@ class Writer:
         resource = target.resource
         meta = self._checked_metadata(target, obj, name=None)
         if meta.get("resourceVersion"):
-            raise bad_request("resourceVersion should not be set on objects to be created")
+            raise internal("resourceVersion should not be set on objects to be created")
         if not meta.get("name"):
             if not meta.get("generateName"):
                 raise self._no_name(target)
@@ -117,7 +131,10 @@ class Writer:
             raise already_exists(resource.plural, resource.group, key.name)
         moment = self._core.timestamp()
         shape = self._admission.schema_of(resource)
-        managed.record_update(None, obj, options.manager, None, moment, shape)
+        managed.record_update(
+            None, obj, options.manager, None, moment, shape,
+            custom=resource.custom is not None, has_status=resource.status,
+        )  # fmt: skip
         return Written(stored=self._commit(key, obj, options), created=True, warnings=warnings)
 
     def create_applied(self, target: Target, obj: Object, options: Options) -> Written:
@@ -125,7 +142,9 @@ class Writer:
         assert target.name is not None
         resource, meta = target.resource, obj["metadata"]
         if meta.get("uid"):
-            why = f"uid mismatch: the provided object specified uid {meta['uid']}, and no existing object was found"
+            why = (
+                f"uid mismatch: the provided object specified uid {meta['uid']}, and no existing object was found"
+            )
             raise conflict(resource.plural, resource.group, target.name, why)
         key = self._core.key(resource, target.at, target.name)
         self._admission.may_create(target, key)
@@ -187,9 +206,7 @@ class Writer:
         if name is not None:
             own = meta.setdefault("name", name)
             if own != name:
-                raise bad_request(
-                    f"the name of the object ({own}) does not match the name on the URL ({name})"
-                )
+                raise bad_request(f"the name of the object ({own}) does not match the name on the URL ({name})")
         if target.namespace is not None:
             meta["namespace"] = target.namespace
         return meta
@@ -204,25 +221,22 @@ class Writer:
         key = self._core.key(resource, target.at, target.name)
         old = self._core.store.get(key)
         if old is None:
-            # A precondition on something absent cannot hold, whatever the kind allows.
-            if not resource.update_creates or target.subresource or meta.get("uid"):
+            if not resource.update_creates or target.subresource:
                 raise not_found(resource.plural, resource.group, target.name)
-            if meta.pop("resourceVersion", ""):
-                raise not_found(resource.plural, resource.group, target.name)
+            if meta.get("uid"):
+                raise _another_uid(target, meta["uid"], "")
+            # As the real server: without a UID, even an update with a version creates.
+            meta.pop("resourceVersion", "")
             return self.create(target, obj, options)
         if not meta.get("resourceVersion") and resource.update_needs_version:
-            cause = field_invalid("metadata.resourceVersion", _HEX_ZERO, "must be specified for an update")
-            raise invalid(_listed_kind(target), resource.group, target.name, [cause])
+            raise version_required(target)
         obj, warnings = self._admission.decoded(resource, obj, options.field_validation)
         return self._update(target, key, old, obj, options, warnings)
 
     def update(
-        self, target: Target, key: Key, old: Stored, obj: Object, options: Options, *, checked: bool = False
+        self, target: Target, key: Key, old: Stored, obj: Object, options: Options, warnings: tuple[str, ...] = ()
     ) -> Written:
-        """Commit `obj` as the successor of `old`; `checked`: its unknown fields were looked for."""
-        warnings: tuple[str, ...] = ()
-        if not checked:
-            obj, warnings = self._admission.decoded(target.resource, obj, options.field_validation)
+        """Commit a decoded `obj` as the successor of `old`."""
         return self._update(target, key, old, obj, options, warnings)
 
     def _update(
@@ -248,7 +262,10 @@ class Writer:
         if not applied:
             moment = self._core.timestamp()
             shape = self._admission.schema_of(resource)
-            managed.record_update(old.object, obj, options.manager, target.subresource, moment, shape)
+            managed.record_update(
+                old.object, obj, options.manager, target.subresource, moment, shape,
+                custom=resource.custom is not None, has_status=resource.status,
+            )  # fmt: skip
         if self._is_released(obj):
             if options.dry_run:
                 return Written(stored=Stored(key, obj, old.version), warnings=warnings)
@@ -266,13 +283,11 @@ class Writer:
         uid = meta.get("uid")
         own = old.object["metadata"]["uid"]
         if uid and uid != own:
-            why = f"Precondition failed: UID in precondition: {uid}, UID in object meta: {own}"
-            raise conflict(resource.plural, resource.group, target.name, why)
+            raise _another_uid(target, uid, own)
         given = meta.get("resourceVersion")
         if given and given != old.object["metadata"]["resourceVersion"]:
             if not given.isdigit():
-                cause = field_invalid("metadata.resourceVersion", given, "must be a number")
-                raise invalid(resource.kind, resource.group, target.name, [cause])
+                raise internal(f'strconv.ParseUint: parsing "{given}": invalid syntax')
             raise conflict(resource.plural, resource.group, target.name)
 
     def _isolated(self, target: Target, old: Object, obj: Object) -> Object:
@@ -356,16 +371,16 @@ class Writer:
         for field, label in (("uid", "UID"), ("resourceVersion", "ResourceVersion")):
             value = wanted.get(field)
             if value is not None and value != meta[field]:
-                why = (
-                    f"Precondition failed: {label} in precondition: {value}, "
-                    f"{label} in object meta: {meta[field]}"
+                raise failed_precondition(
+                    resource.kind, resource.group, target.name, field=label, asked=value, found=meta[field]
                 )
-                raise conflict(resource.plural, resource.group, target.name, why)
 
     def _marked(self, target: Target, obj: Object, document: Object) -> Object | None:
         """The object marked as being deleted; None: nothing keeps it."""
         meta = obj["metadata"]
         finalizers = list(meta.get("finalizers") or ())
+        if target.resource.storage == DEFINITIONS and CLEANUP_FINALIZER not in finalizers:
+            finalizers.append(CLEANUP_FINALIZER)
         policy = document.get("propagationPolicy")
         if policy == "Foreground" and "foregroundDeletion" not in finalizers:
             finalizers.append("foregroundDeletion")
@@ -423,14 +438,6 @@ class Writer:
         return self._update(whole, key, old, obj, options, ())
 
 
-class _HexZero(float):
-    """The empty version, as the real server shows it."""
-
-    def __str__(self) -> str:
-        return "0x0"
-
-
-_HEX_ZERO: Final = _HexZero(0)
 _SERVER_FIELDS: Final = (
     "uid",
     "creationTimestamp",
@@ -444,9 +451,16 @@ _SERVER_FIELDS: Final = (
 )
 
 
-def _listed_kind(target: Target) -> str:
-    """The kind as an update without a version names it: built-in kinds go by their plural there."""
-    return target.resource.plural if target.resource.custom is not None else target.resource.kind.lower() + "s"
+def version_required(target: Target) -> ApiError:
+    """An update of this kind must say which version it was made for."""
+    resource = target.resource
+    cause = field_invalid("metadata.resourceVersion", 0, "must be specified for an update")
+    return invalid(resource.plural, resource.group, str(target.name), [cause])
+
+
+def _another_uid(target: Target, asked: str, found: str) -> ApiError:
+    resource = target.resource
+    return another_uid(resource.plural, resource.group, target.at, str(target.name), asked=asked, found=found)
 
 
 def _no_new_finalizers(added: list[str]) -> Cause:

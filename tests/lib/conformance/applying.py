@@ -7,7 +7,19 @@ from typing import Any
 from apiservers import Api, Reply
 
 from conformance import behaviour
-from conformance.samples import APPLY, MERGE, WIDGETS, config_map, create, get, maps, sets, stateful_set, widget, widgets
+from conformance.samples import (
+    APPLY,
+    MERGE,
+    WIDGETS,
+    config_map,
+    create,
+    get,
+    maps,
+    sets,
+    stateful_set,
+    widget,
+    widgets,
+)
 
 
 async def apply(api: Api, path: str, body: Any, manager: str = "one", **query: str) -> Reply:

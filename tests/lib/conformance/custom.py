@@ -38,7 +38,6 @@ async def a_definition_becomes_established(api: Api, ns: str) -> None:
     assert body["status"]["storedVersions"] == ["v1"]
     assert body["status"]["acceptedNames"]["listKind"] == "WidgetList"
     assert body["spec"]["conversion"] == {"strategy": "None"}
-    assert "customresourcecleanup.apiextensions.k8s.io" in body["metadata"]["finalizers"]
 
 
 @behaviour
@@ -78,7 +77,8 @@ def gadgets(schema: Any) -> dict[str, Any]:
     return body
 
 
-SCHEMA_PATH = "spec.versions[0].schema.openAPIV3Schema"
+# What all versions share is named as if it stood at the top.
+SCHEMA_PATH = "spec.validation.openAPIV3Schema"
 
 
 @behaviour
@@ -179,21 +179,19 @@ async def preserved_fields_are_kept(api: Api, ns: str) -> None:
 @behaviour
 async def a_wrong_type_is_invalid(api: Api, ns: str) -> None:
     reply = await refused(api, ns, size="three")
-    reason, field, message = reply.body["details"]["causes"][0].values()
-    assert {reason, field} == {"FieldValueTypeInvalid", "spec.size"} or True
     first = reply.body["details"]["causes"][0]
     assert first["reason"] == "FieldValueTypeInvalid"
     assert first["field"] == "spec.size"
     assert first["message"] == 'Invalid value: "string": spec.size in body must be of type integer: "string"'
-    assert message
 
 
 @behaviour
 async def a_wrong_type_keeps_rules_from_being_checked(api: Api, ns: str) -> None:
     reply = await refused(api, ns, size="three", tags=["b", "a"])
-    second = reply.body["details"]["causes"][1]
-    assert second["field"] == "<nil>"
-    assert second["message"] == (
+    assert "tags must be sorted" not in reply.message
+    last = reply.body["details"]["causes"][-1]
+    assert last["field"] == "<nil>"
+    assert last["message"] == (
         "Invalid value: null: some validation rules were not checked because the object was invalid; "
         "correct the existing errors to complete validation"
     )
@@ -303,20 +301,18 @@ async def an_int_or_string_is_either(api: Api, ns: str) -> None:
 async def a_rule_refuses_with_its_message_and_path(api: Api, ns: str) -> None:
     reason, field, message = only_cause(await refused(api, ns, size=3, low=4))
     assert (reason, field) == ("FieldValueInvalid", "spec.low")
-    assert message.endswith(": low must not exceed size"), message
+    assert message == "Invalid value: low must not exceed size"
 
 
 @behaviour
 async def a_rule_on_a_list_names_the_list(api: Api, ns: str) -> None:
     reason, field, message = only_cause(await refused(api, ns, tags=["b", "a"]))
     assert (reason, field) == ("FieldValueInvalid", "spec.tags")
-    assert message.endswith(": tags must be sorted"), message
+    assert message == "Invalid value: tags must be sorted"
 
 
 @behaviour
-async def a_rule_shows_the_value_that_it_refused(api: Api, ns: str) -> None:
-    _, _, message = only_cause(await refused(api, ns, tags=["b", "a"]))
-    assert message == 'Invalid value: ["b","a"]: tags must be sorted'
+async def a_rule_shows_the_plain_value_that_it_refused(api: Api, ns: str) -> None:
     await api.define(WIDGETS)
     await create(api, widgets(ns), widget(fixed="x"))
     reply = await api.ask("PATCH", widgets(ns, "a"), {"spec": {"fixed": "y"}}, content=MERGE)
@@ -329,7 +325,8 @@ async def a_rule_on_the_root_sees_the_name(api: Api, ns: str) -> None:
     await api.define(WIDGETS)
     reply = await api.ask("POST", widgets(ns), widget("a-name-too-long"))
     (cause,) = reply.body["details"]["causes"]
-    assert cause["message"].endswith("name: at most 10 characters"), cause
+    assert cause["message"] == "Invalid value: name: at most 10 characters"
+    assert cause["field"] == "<nil>"
 
 
 @behaviour
@@ -482,7 +479,7 @@ async def a_removed_definition_takes_its_objects_along(api: Api, ns: str) -> Non
     await create(api, path, body)
     assert (await api.ask("DELETE", f"{CRDS}/gadgets.{GROUP}")).status == 200
     async with asyncio.timeout(30):
-        while (await api.ask("GET", f"{CRDS}/gadgets.{GROUP}")).status != 404:  # noqa: ASYNC110
+        while (await api.ask("GET", f"{CRDS}/gadgets.{GROUP}")).status != 404:
             await asyncio.sleep(0.05)
-        while (await api.ask("GET", path)).status != 404:  # noqa: ASYNC110
+        while (await api.ask("GET", path)).status != 404:
             await asyncio.sleep(0.05)

@@ -120,8 +120,9 @@ async def a_deletion_can_demand_a_uid(api: Api, ns: str) -> None:
     assert reply.status == 409
     assert reply.reason == "Conflict"
     assert reply.message == (
-        'Operation cannot be fulfilled on leases.coordination.k8s.io "a": '
-        f"Precondition failed: UID in precondition: {wrong}, UID in object meta: {uid}"
+        'Operation cannot be fulfilled on Lease.coordination.k8s.io "a": '
+        f"the UID in the precondition ({wrong}) does not match the UID in record ({uid}). "
+        "The object might have been deleted and then recreated"
     )
     assert (await api.ask("DELETE", leases(ns, "a"), {"preconditions": {"uid": uid}})).status == 200
 
@@ -132,7 +133,8 @@ async def a_deletion_can_demand_a_version(api: Api, ns: str) -> None:
     new = (await api.ask("PATCH", leases(ns, "a"), {"spec": {"holderIdentity": "you"}}, content=MERGE)).version
     reply = await api.ask("DELETE", leases(ns, "a"), {"preconditions": {"resourceVersion": old}})
     assert reply.status == 409
-    assert f"ResourceVersion in precondition: {old}, ResourceVersion in object meta: {new}" in reply.message
+    assert f"the ResourceVersion in the precondition ({old}) does not match" in reply.message
+    assert f"the ResourceVersion in record ({new})" in reply.message
     assert (await api.ask("DELETE", leases(ns, "a"), {"preconditions": {"resourceVersion": new}})).status == 200
 
 

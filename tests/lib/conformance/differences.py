@@ -100,11 +100,15 @@ async def a_pod_needs_its_service_account(api: Api, ns: str) -> None:
 async def an_expensive_rule_is_refused(api: Api, ns: str) -> None:
     from conformance.custom import gadgets
 
-    items = {"type": "array", "items": {"type": "string"},
-             "x-kubernetes-validations": [{"rule": "self.all(a, self.exists_one(b, a == b))"}]}
+    items = {
+        "type": "array",
+        "items": {"type": "string"},
+        "x-kubernetes-validations": [{"rule": "self.all(a, self.exists_one(b, a == b))"}],
+    }
     schema = {"type": "object", "properties": {"spec": {"type": "object", "properties": {"names": items}}}}
-    reply = await api.ask("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", gadgets(schema),
-                          dryRun="All")
+    reply = await api.ask(
+        "POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", gadgets(schema), dryRun="All"
+    )
     assert reply.status == 422
 
 
@@ -114,8 +118,9 @@ async def a_rule_over_an_unknown_field_is_refused(api: Api, ns: str) -> None:
 
     spec = {"type": "object", "x-kubernetes-validations": [{"rule": "self.absent == 1"}]}
     schema = {"type": "object", "properties": {"spec": spec}}
-    reply = await api.ask("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", gadgets(schema),
-                          dryRun="All")
+    reply = await api.ask(
+        "POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", gadgets(schema), dryRun="All"
+    )
     assert reply.status == 422
 
 

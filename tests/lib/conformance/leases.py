@@ -62,17 +62,20 @@ async def transitions_are_an_int32(api: Api, ns: str) -> None:
     await create(api, leases(ns), lease(leaseTransitions=2**31 - 1))
     for number in (2**31, 1.5, "7"):
         reply = await api.ask("PATCH", leases(ns, "a"), {"spec": {"leaseTransitions": number}}, content=MERGE)
+        assert reply.status == 422, (number, reply)
+        assert [one["field"] for one in reply.body["details"]["causes"]] == ["patch"]
+        assert "Go struct field LeaseSpec.spec.leaseTransitions of type int32" in reply.message
+        reply = await api.ask("POST", leases(ns), lease("b", leaseTransitions=number))
         assert reply.status == 400, (number, reply)
     assert (await get(api, leases(ns, "a")))["spec"]["leaseTransitions"] == 2**31 - 1
 
 
 @behaviour
-async def a_holder_may_be_absent_but_not_empty(api: Api, ns: str) -> None:
+async def a_holder_may_be_absent_or_empty(api: Api, ns: str) -> None:
     body = lease()
     del body["spec"]["holderIdentity"]
     await create(api, leases(ns), body)
-    reply = await api.ask("POST", leases(ns), lease("b", holderIdentity=""))
-    assert causes(reply) == [("FieldValueInvalid", "spec.holderIdentity")]
+    assert (await create(api, leases(ns), lease("b", holderIdentity=""))).body["spec"] == {"holderIdentity": ""}
 
 
 @behaviour
@@ -89,8 +92,9 @@ async def several_causes_are_told_together(api: Api, ns: str) -> None:
 async def a_holder_of_the_wrong_type_is_refused(api: Api, ns: str) -> None:
     reply = await api.ask("POST", leases(ns), lease(holderIdentity=7))
     assert reply.status == 400
-    assert "json: cannot unmarshal number into Go struct field" in reply.message, reply
-    assert "of type string" in reply.message
+    assert reply.message.endswith(
+        "json: cannot unmarshal number into Go struct field LeaseSpec.spec.holderIdentity of type string"
+    )
 
 
 @behaviour
@@ -108,7 +112,9 @@ async def annotations_are_texts(api: Api, ns: str) -> None:
     body["metadata"]["annotations"] = {"fencekv.io/renewal": 7}
     reply = await api.ask("POST", leases(ns), body)
     assert reply.status == 400
-    assert "cannot unmarshal number into Go struct field" in reply.message, reply
+    assert reply.message.endswith(
+        "json: cannot unmarshal number into Go struct field ObjectMeta.metadata.annotations of type string"
+    )
 
 
 @behaviour

@@ -118,7 +118,11 @@ WIDGETS: Object = {
                 },
                 "additionalPrinterColumns": [
                     {"name": "Size", "type": "integer", "jsonPath": ".spec.size", "description": "How big"},
-                    {"name": "Ready", "type": "string", "jsonPath": '.status.conditions[?(@.type=="Ready")].status'},
+                    {
+                        "name": "Ready",
+                        "type": "string",
+                        "jsonPath": '.status.conditions[?(@.type=="Ready")].status',
+                    },
                     {"name": "Note", "type": "string", "jsonPath": ".spec.note", "priority": 1},
                     {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
                 ],
@@ -134,8 +138,11 @@ WIDGETS: Object = {
                                 "type": "object",
                                 "required": ["size"],
                                 "x-kubernetes-validations": [
-                                    {"rule": "!has(self.low) || self.low <= self.size",
-                                     "message": "low must not exceed size", "fieldPath": ".low"}
+                                    {
+                                        "rule": "!has(self.low) || self.low <= self.size",
+                                        "message": "low must not exceed size",
+                                        "fieldPath": ".low",
+                                    }
                                 ],
                                 "properties": {
                                     "size": {"type": "integer", "format": "int32", "minimum": 1, "maximum": 9},
@@ -184,7 +191,10 @@ WIDGETS: Object = {
                                                 "weight": {
                                                     "type": "integer",
                                                     "x-kubernetes-validations": [
-                                                        {"rule": "self >= oldSelf", "message": "weight never falls"}
+                                                        {
+                                                            "rule": "self >= oldSelf",
+                                                            "message": "weight never falls",
+                                                        }
                                                     ],
                                                 },
                                             },

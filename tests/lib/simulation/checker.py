@@ -52,7 +52,6 @@ class Operation:
     expected: Value = None
     version: Version | None = None  # None: not known, or the key is absent.
     pod: str = ""  # who acknowledged
-    epoch: int = 0  # under which epoch a write was acknowledged; a repeated one has an older version
     outcome: Outcome = Outcome.PENDING
     called: int = 0
     answered: int | None = None  # None: never.
@@ -201,14 +200,12 @@ def _certain(operation: Operation) -> bool:
 def _relevant(operations: Sequence[Operation]) -> tuple[list[Operation], list[Operation], list[Operation]]:
     """What must be explained, what may be needed for it, and what is hardly ever needed.
 
-    Refused operations and reads without an answer explain nothing. A write of unknown outcome whose value nobody saw
-    may be left out, unless a failed CAS owes its failure to it: tried only where there is no simpler explanation.
+    Refused operations and reads without an answer explain nothing. A write of unknown outcome whose value nobody
+    saw may be left out, unless a failed CAS owes its failure to it: tried where nothing simpler explains.
     """
     certain = [one for one in operations if _certain(one)]
     unclear = [
-        one
-        for one in operations
-        if one.kind is not Kind.GET and one.outcome in (Outcome.UNKNOWN, Outcome.PENDING)
+        one for one in operations if one.kind is not Kind.GET and one.outcome in (Outcome.UNKNOWN, Outcome.PENDING)
     ]
     wanted = {one.value for one in certain if one.kind is Kind.GET}
     wanted |= {one.expected for one in operations if one.kind is Kind.CAS}
@@ -243,6 +240,17 @@ class Grant:
     partition: str
     epoch: int
     holder: str  # a session, or empty
+    time: float = 0.0  # when it was committed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Acknowledgement:
+    """A shard's word that a write is done; whether it reached a client does not matter."""
+
+    partition: str
+    epoch: int  # under which it was given; a repeated write has an older version
+    pod: str
+    time: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -293,30 +301,35 @@ def _falling(answered: Sequence[Operation]) -> list[str]:
     return bad
 
 
-def check_owners(grants: Iterable[Grant], acknowledgements: Iterable[tuple[str, int, str]] = ()) -> list[str]:
-    """No (partition, epoch) has two owners; epochs only rise; acknowledgements came from the owners.
-
-    `acknowledgements` are (partition, epoch, pod).
+def check_owners(grants: Iterable[Grant], acknowledgements: Iterable[Acknowledgement] = ()) -> list[str]:
+    """No (partition, epoch) has two owners; epochs only rise; each acknowledgement is its epoch's owner's own, and
+    none comes after a higher epoch was granted to another session.
     """
     bad: list[str] = []
-    owners: dict[tuple[str, int], str] = {}
-    last: dict[str, Grant] = {}
+    granted: dict[str, dict[int, Grant]] = {}
+    highest: dict[str, int] = {}
     for grant in grants:
-        before = last.get(grant.partition)
         if not grant.holder:
             continue
-        held = owners.setdefault((grant.partition, grant.epoch), grant.holder)
-        if held != grant.holder:
-            bad.append(f"{grant.partition} epoch {grant.epoch} has two owners: {held}, {grant.holder}")
-        if before is not None and grant.epoch < before.epoch:
-            bad.append(f"{grant.partition}: epoch fell from {before.epoch} to {grant.epoch}")
-        last[grant.partition] = grant
-    for partition, epoch, pod in sorted(set(acknowledgements)):
-        owner = owners.get((partition, epoch))
+        held = granted.setdefault(grant.partition, {}).setdefault(grant.epoch, grant)
+        if held.holder != grant.holder:
+            bad.append(f"{grant.partition} epoch {grant.epoch} has two owners: {held.holder}, {grant.holder}")
+        if grant.epoch < highest.get(grant.partition, 0):
+            bad.append(f"{grant.partition}: epoch fell from {highest[grant.partition]} to {grant.epoch}")
+        highest[grant.partition] = grant.epoch
+    for one in acknowledgements:
+        of_partition = granted.get(one.partition, {})
+        owner = of_partition.get(one.epoch)
         if owner is None:
-            bad.append(f"{partition}: {pod} acknowledged under epoch {epoch}, which was never granted")
-        elif owner.split("/")[0] != pod:
-            bad.append(f"{partition}: {pod} acknowledged under epoch {epoch} of {owner}")
+            bad.append(f"acknowledged under an epoch that was never granted: {one}")
+        elif owner.holder.split("/")[0] != one.pod:
+            bad.append(f"acknowledged under the epoch of {owner.holder}: {one}")
+            continue
+        if owner is not None:
+            later = [g for g in of_partition.values() if g.epoch > one.epoch and g.time < one.time]
+            # A lost record is written anew with a higher epoch for the same session: that takes nothing from it.
+            taken = [g for g in later if g.holder != owner.holder]
+            bad += [f"acknowledged after the right to write was lost: {one}; {g}" for g in taken[:1]]
     return bad
 
 

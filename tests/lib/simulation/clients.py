@@ -143,7 +143,7 @@ class Client:
 
     def _note(self, key: str, operation: Operation, answer: Answer) -> None:
         operation.version = tuple(answer["version"]) if answer["version"] else None
-        operation.pod, operation.epoch = answer["pod"], answer["epoch"]
+        operation.pod = answer["pod"]
         self._seen[key] = operation.value
         if not operation.cached:
             self._tokens[key] = answer["token"]

@@ -240,6 +240,31 @@ class _Watch:
     def _source_died(self, _status: int) -> None:
         self.close()
 
+    # The client's side. An asynchronous generator would outlive the death of its process half-way.
+
+    def __aiter__(self) -> AsyncIterator[WatchEvent]:
+        return self
+
+    async def __anext__(self) -> WatchEvent:
+        while not self.inbox:
+            if self.broken:
+                raise Unclear("watch: connection lost")
+            self.waiter = self._host.loop.create_future()
+            await self.waiter
+        line = self.inbox.popleft()
+        if line is None:
+            self.close()
+            raise StopAsyncIteration
+        event = json.loads(line)
+        if event["type"] == "ERROR":
+            self.close()
+            raise error_of(int(event["object"].get("code") or 500), event["object"])
+        return WatchEvent(event["type"], event["object"])
+
+    async def aclose(self) -> None:
+        """The client reads no more."""
+        self.close()
+
     def wake_client(self) -> None:
         """There is something to read."""
         if self.waiter is not None and not self.waiter.done():
@@ -319,7 +344,7 @@ class SimKube:
         """DELETE."""
         await self._ask("DELETE", resource.path(namespace, name), body=options, timeout=timeout)
 
-    async def watch(
+    def watch(
         self, resource: Resource, namespace: str | None, *, labels: str = "", resource_version: str
     ) -> AsyncIterator[WatchEvent]:
         """Events after `resource_version`."""
@@ -327,23 +352,7 @@ class SimKube:
         query = {"watch": "1", "resourceVersion": resource_version}
         query |= {"labelSelector": labels} if labels else {}
         request = Request(method="GET", path=resource.path(namespace), query=query)
-        watch = self._host.open_watch(self._process, request)
-        try:
-            while True:
-                while not watch.inbox:
-                    if watch.broken:
-                        raise Unclear("watch: connection lost")
-                    watch.waiter = self._host.loop.create_future()
-                    await watch.waiter
-                line = watch.inbox.popleft()
-                if line is None:
-                    return
-                event = json.loads(line)
-                if event["type"] == "ERROR":
-                    raise error_of(int(event["object"].get("code") or 500), event["object"])
-                yield WatchEvent(event["type"], event["object"])
-        finally:
-            watch.close()
+        return self._host.open_watch(self._process, request)
 
     async def _ask(
         self,

@@ -138,12 +138,18 @@ class _Future(asyncio.Future[Any]):
     """A future with a hash that is the same in every run."""
 
     def __init__(self, *, loop: SimulationLoop) -> None:
+        self.loop = loop
         self.serial = loop.next_serial()
         self.process = PROCESS.get(None)
         super().__init__(loop=loop)
 
     def __hash__(self) -> int:
         return self.serial
+
+    def set_result(self, result: Any) -> None:
+        """Settles it, and notes when: whoever waits may be paused before it runs."""
+        super().set_result(result)
+        self.loop.settled[id(result)] = self.loop.time()
 
 
 class SimulationLoop(asyncio.BaseEventLoop):
@@ -155,6 +161,7 @@ class SimulationLoop(asyncio.BaseEventLoop):
         self.chance = random.Random(f"fencekv-{seed}")
         self.lines: list[str] = []
         self.errors: list[str] = []  # exceptions that nobody retrieved
+        self.settled: dict[int, float] = {}  # id of a future's result -> when it was set
         self.steps = 0
         self.processes: list[Process] = []
         self._now = START_SECONDS
@@ -186,6 +193,10 @@ class SimulationLoop(asyncio.BaseEventLoop):
     def call_outside(self, delay: float, callback: Callable[..., object], *args: Any) -> asyncio.TimerHandle:
         """Schedules something that belongs to no process."""
         return self.call_at(self._now + delay, callback, *args, context=contextvars.Context())
+
+    def settled_at(self, result: object) -> float:
+        """When the future that gave this very object was settled."""
+        return self.settled[id(result)]
 
     def release(self, held: deque[asyncio.Handle]) -> None:
         """Makes the handles of a resumed process run."""
@@ -326,7 +337,7 @@ class SimulationLoop(asyncio.BaseEventLoop):
                 error = task.exception()
                 if not isinstance(error, SystemExit):
                     name = task.process.name if task.process else "-"
-                    self.errors.append(f"{name}: {task.get_coro().__qualname__}: {error!r}")
+                    self.errors.append(f"{name}: {getattr(task.get_coro(), '__qualname__', '')}: {error!r}")
 
     def _take_apart(self) -> None:
         for process in self.processes:

@@ -7,9 +7,12 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
+from fencekv import leases
+from fencekv.kube import LEASES, KubeNotFound
 from simulation.kube import HOST, ApiFaults
 from simulation.loop import Process
 from simulation.network import Faults
@@ -34,11 +37,13 @@ class Nemesis:
         known: dict[str, Fault] = {
             "crash": self._crash_shard,
             "crash_container": self._crash_container,
+            "crash_two": self._crash_two,
             "replace_pod": self._replace_pod,
             "pause": self._pause_shard,
             "pause_at_commit": self._pause_at_commit,
             "cut_one_way": self._cut_one_way,
             "cut_both": self._cut_both,
+            "blind_operators": self._blind_operators,
             "cut_from_api": self._cut_from_api,
             "isolate": self._isolate,
             "freeze_api": self._freeze_api,
@@ -48,6 +53,8 @@ class Nemesis:
             "crash_operator": self._crash_operator,
             "pause_operator": self._pause_operator,
             "drain": self._drain,
+            "delete_session_lease": self._delete_session_lease,
+            "delete_partition_lease": self._delete_partition_lease,
             "stall": self._stall,
         }
         assert set(wanted) <= set(known), wanted
@@ -98,6 +105,11 @@ class Nemesis:
 
     def _crash_container(self) -> None:
         self._pod().crash_container(reported=self._chance.random() < 0.5)
+
+    def _crash_two(self) -> None:
+        """As a power loss of two nodes."""
+        for pod in self._chance.sample(self._world.pods, min(2, len(self._world.pods))):
+            pod.crash_container(reported=self._chance.random() < 0.5)
 
     def _replace_pod(self) -> None:
         self._pod().replace()
@@ -185,6 +197,12 @@ class Nemesis:
         source, target = self._chance.sample(self._hosts(), 2)
         self._cut([(source, target), (target, source)], 10.0)
 
+    def _blind_operators(self) -> None:
+        """Each operator loses sight of another pod, so that they judge by different reports."""
+        pods = self._chance.sample(self._hosts(), len(self._world.operators))
+        for process, pod in zip(self._world.operators, pods, strict=True):
+            self._cut([(pod, process.host), (process.host, pod)], 10.0)
+
     def _cut_from_api(self) -> None:
         pod = self._pod().name
         self._cut([(pod, HOST), (HOST, pod)], 12.0)
@@ -225,6 +243,16 @@ class Nemesis:
             api.faults = ApiFaults()
 
         self._for_a_while(begin, end, 8.0)
+
+    def _delete_session_lease(self) -> None:
+        self._delete_lease(leases.session_lease_name(self._pod().name))
+
+    def _delete_partition_lease(self) -> None:
+        self._delete_lease(leases.partition_lease_name(self._chance.choice(self._world.partitions)))
+
+    def _delete_lease(self, name: str) -> None:
+        with contextlib.suppress(KubeNotFound):
+            self._world.api.ask("DELETE", LEASES.path(self._world.namespace, name))
 
     def _cut_watches(self) -> None:
         self._world.api.cut_watches()

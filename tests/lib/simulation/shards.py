@@ -20,6 +20,7 @@ from fencekv_shard.node import Node, NodeConfig
 from fencekv_shard.partition import Partition
 from fencekv_shard.session import SessionOver
 from fencekv_shard.transaction import Compare, Put, Relation, Target, Transaction
+from simulation.checker import Acknowledgement
 from simulation.disk import DiskSpeed, SimExecutor
 from simulation.kube import ApiHost
 from simulation.loop import Process, ProcessClock, SimulationLoop
@@ -46,6 +47,7 @@ class Shard:
     clock: ProcessClock
     speed: DiskSpeed
     stopping: asyncio.Event
+    acknowledgements: list[Acknowledgement]  # of all shards
     node: Node | None = None  # None: not put together yet.
 
     @property
@@ -145,14 +147,18 @@ class Shard:
             record = read.record
             version = [record.version.epoch, record.version.number] if record else None
             value = record.value if record else None
-            return {"pod": node.pod, "epoch": 0, "value": value, "version": version, "token": str(read.token)}
+            return {"pod": node.pod, "value": value, "version": version, "token": str(read.token)}
         assert isinstance(partition, Partition), partition
         epoch = partition.fence.epoch
         committed = await partition.submit(_transaction(request), options)
+        self.acknowledgements.append(
+            Acknowledgement(
+                partition=partition.spec.uid, epoch=epoch, pod=node.pod, time=self.loop.settled_at(committed)
+            )
+        )
         written = committed.version
         return {
             "pod": node.pod,
-            "epoch": epoch,  # whose right it was: a repeated request shows the version of its first commit
             "done": committed.effect.succeeded,
             "version": [written.epoch, written.number] if written else None,
             "token": str(committed.token),

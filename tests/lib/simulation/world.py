@@ -8,21 +8,24 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
+import logging
 import random
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
-from fencekv_operator.failover import Failover
-from fencekv_operator.leader import Leader
 
 from fencekv import leases
-from fencekv.kube import CRDS, KV_NAMESPACES, KV_PARTITIONS, LEASES
+from fencekv.kube import CRDS, KV_NAMESPACES, KV_PARTITIONS, LEASES, KubeNotFound
 from fencekv.leases import PartitionLease, Session
 from fencekv.partitioning import HashPartitioning
+from fencekv_operator.failover import Failover
+from fencekv_operator.leader import Leader
 from fencekv_shard.folder import Lock, open_or_create
 from fencekv_shard.journal import decode_entry, record_entry
 from fencekv_shard.transaction import Put
@@ -52,8 +55,9 @@ class Settings:
     operators: int = 2
     partitions: int = 1
     clients: int = 4
-    keys: int = 2
+    keys: int = 2  # of each partition
     trouble_seconds: float = 20.0
+    everyone_leads: bool = False  # operators act whether or not they hold their own Lease
     faults: Sequence[str] = ()  # empty: all that the nemesis knows
 
 
@@ -83,7 +87,10 @@ class World:
         self.shards: dict[str, Shard] = {}  # the last one of each pod
         self.operators: list[Process] = []
         self.clients: list[Client] = []
+        self.acknowledgements: list[checker.Acknowledgement] = []
+        self.keys = _keys(settings)
         self._grants: list[checker.Grant] = []
+        self._granted = ("", 0, "")  # the last grant in the trace
         self._clocks: dict[str, ProcessClock] = {}
 
     # Setting up
@@ -142,10 +149,20 @@ class World:
             self.operators.append(process)
         process.spawn(self._operate(process, name))
 
+    namespace: Final = NAMESPACE
+
+    @property
+    def partitions(self) -> list[str]:
+        """Their names."""
+        return [f"{TABLE}-{index}" for index in range(self.settings.partitions)]
+
     def owner_pod(self) -> str:
         """The pod that the first partition's Lease names; empty: none."""
-        path = LEASES.path(NAMESPACE, leases.partition_lease_name(f"{TABLE}-0"))
-        seen = PartitionLease.parse(self.api.ask("GET", path))
+        path = LEASES.path(NAMESPACE, leases.partition_lease_name(self.partitions[0]))
+        try:
+            seen = PartitionLease.parse(self.api.ask("GET", path))
+        except KubeNotFound:
+            return ""
         return seen.session.pod if seen.session else ""
 
     def after_next_commit(self, process: Process, then: Callable[[], None]) -> None:
@@ -161,7 +178,7 @@ class World:
             clock=clock,
             chance=self.loop.rng(process.name),
             namespace=NAMESPACE,
-            leading=lambda: leader.leading,
+            leading=lambda: leader.leading or self.settings.everyone_leads,
             on_transition=lambda _namespace, transition: self.loop.trace(f"transition {transition}"),
             on_change=lambda _namespace, _partition: None,
         )
@@ -178,12 +195,13 @@ class World:
             clock=self.clock(session.pod),
             speed=self.speed,
             stopping=asyncio.Event(),
+            acknowledgements=self.acknowledgements,
         )
         self.shards[session.pod] = shard
         process.spawn(shard.main())
 
     def _start_clients(self) -> None:
-        habits = Habits(keys=[f"k{number}" for number in range(self.settings.keys)])
+        habits = Habits(keys=self.keys)
         for index in range(self.settings.clients):
             name = f"client-{index}"
             process = self.loop.process(name)
@@ -224,22 +242,24 @@ class World:
             return
         seen = PartitionLease.parse(change.new.object)
         holder = str(seen.session) if seen.session else ""
-        grant = checker.Grant(partition=seen.partition_uid, epoch=seen.epoch, holder=holder)
-        if not self._grants or grant not in self._grants[-20:]:
-            self.loop.trace(f"lease {seen.name} epoch {seen.epoch} {holder}", process=None)
+        if (seen.partition_uid, seen.epoch, holder) != self._granted:
+            self._granted = (seen.partition_uid, seen.epoch, holder)
+            self.loop.trace(f"lease {seen.name} epoch {seen.epoch} {holder}")
+        grant = checker.Grant(partition=seen.partition_uid, epoch=seen.epoch, holder=holder, time=self.loop.time())
         self._grants.append(grant)
 
     async def _everybody_served(self, seconds: float) -> bool:
-        """Waits until each client wrote something that was begun from now on."""
+        """Waits until each client wrote something, and each key was written, by requests begun from now on."""
         since = len(self.history.operations)
         for _ in range(int(seconds / 0.5)):
             await asyncio.sleep(0.5)
-            served = {
-                (one.key, one.client)
+            written = [
+                one
                 for one in self.history.operations[since:]
                 if one.outcome is checker.Outcome.OK and one.kind is checker.Kind.PUT
-            }
-            if len({client for _, client in served}) == len(self.clients):
+            ]
+            writers, keys = {one.client for one in written}, {one.key for one in written}
+            if len(writers) == len(self.clients) and len(keys) == len(self.keys):
                 return True
         return False
 
@@ -254,24 +274,17 @@ class World:
 
     def _check(self) -> list[str]:
         partitioning = HashPartitioning(self.settings.partitions)
-        names = [f"{TABLE}-{index}" for index in range(self.settings.partitions)]
-        uids, journals, findings = [], [], [*self.loop.errors, *self.history.oddities]
-        for name in names:
+        journals, findings = [], [*self.loop.errors, *self.history.oddities]
+        for name in self.partitions:
             found = self.api.ask("GET", LEASES.path(NAMESPACE, leases.partition_lease_name(name)))
             seen = PartitionLease.parse(found)
-            uids.append(seen.partition_uid)
             journal, problems = self._final_journal(seen)
             journals.append(journal)
             findings += problems
-        acknowledged = [
-            (uids[partitioning.partition_of(one.key)], one.epoch, one.pod)
-            for one in self.history.operations
-            if one.outcome is checker.Outcome.OK and one.kind is not checker.Kind.GET
-        ]
         by_key = {key: journals[partitioning.partition_of(key)] for key in self.history.keys()}  # noqa: SIM118
         return [
             *findings,
-            *checker.check_owners(self._grants, acknowledged),
+            *checker.check_owners(self._grants, self.acknowledgements),
             *checker.check_journal(self.history, by_key),
             *checker.check_versions(self.history),
             *checker.check_linearizable(self.history),
@@ -307,7 +320,8 @@ def run(seed: int, settings: Settings | None = None, *, prepare: Callable[[World
         world = World(seed, Path(folder), settings or Settings())
         if prepare is not None:
             prepare(world)
-        findings = world.loop.run(world.main())
+        with _quiet():
+            findings = world.loop.run(world.main())
     acknowledged = sum(one.outcome is checker.Outcome.OK for one in world.history.operations)
     return Result(
         seed=seed,
@@ -316,6 +330,17 @@ def run(seed: int, settings: Settings | None = None, *, prepare: Callable[[World
         acknowledged=acknowledged,
         history=world.history,
     )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without logs: the trace tells what happened, and each line that nobody reads costs time."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _records(folder: Path, uid: str) -> list[bytes]:
@@ -328,6 +353,17 @@ def _records(folder: Path, uid: str) -> list[bytes]:
     finally:
         store.close()
         lock.release()
+
+
+def _keys(settings: Settings) -> list[str]:
+    """The first keys that lie in each partition, as many as each shall have."""
+    partitioning = HashPartitioning(settings.partitions)
+    chosen: list[str] = []
+    for index in range(settings.partitions):
+        names = (f"k{number}" for number in itertools.count())
+        inside = (name for name in names if partitioning.partition_of(name) == index)
+        chosen += itertools.islice(inside, settings.keys)
+    return chosen
 
 
 def _kvns(shards: int) -> dict[str, Any]:

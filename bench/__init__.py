@@ -1,0 +1,1 @@
+"""Puts a second beside etcd, and idle memory. `python -m bench --help`."""

@@ -1,0 +1,327 @@
+"""What the custom resources say: conditions, phases, and when a status is worth a write."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from operator_world import facts_of
+
+from fencekv_operator import status
+from fencekv_operator.events import condition_notices, transition_notice
+from fencekv_operator.facts import PartitionFacts, Reason, Transition, Trouble
+from fencekv_operator.status import Condition, Failover
+
+Object = dict[str, Any]
+NOW, LATER = "2026-01-01T00:00:00Z", "2026-01-01T00:01:00Z"
+PODS = ["sample-0", "sample-1", "sample-2"]
+
+
+def partition(*, generation: int = 1, deleting: bool = False, **spec: Any) -> Object:
+    meta: Object = {"name": "orders-0", "namespace": "default", "uid": "u-p", "generation": generation}
+    if deleting:
+        meta["deletionTimestamp"] = NOW
+    full = {"replicas": PODS, "durability": "replicated", "minInSync": 1, "table": "orders"}
+    return {
+        "apiVersion": "fencekv.io/v1alpha1",
+        "kind": "KVPartition",
+        "metadata": meta,
+        "spec": {**full, **spec},
+    }
+
+
+def written(obj: Object, facts: PartitionFacts | None, *, now: str = NOW, **more: Any) -> Object | None:
+    """The object after its status was written; None: nothing was."""
+    patch = status.partition_status(
+        obj, facts, more.pop("failover", None), now=now, refresh=more.pop("refresh", False)
+    )
+    if patch is None:
+        return None
+    merged = {**(obj.get("status") or {}), **patch}
+    return {**obj, "status": {key: value for key, value in merged.items() if value is not None}}
+
+
+def must(obj: Object, facts: PartitionFacts | None, **more: Any) -> Object:
+    result = written(obj, facts, **more)
+    assert result is not None
+    return result
+
+
+def condition(obj: Object, kind: str) -> Object:
+    return next(each for each in obj["status"]["conditions"] if each["type"] == kind)
+
+
+P = partition()
+SHOWN = [
+    # what, facts, phase, Ready, its reason, conditions that are true beside it
+    ("served by its owner with every standby", facts_of(P), "Ready", "True", "Serving", set()),
+    ("nothing known", None, "Pending", "False", "NotGranted", {"Reconciling"}),
+    (
+        "one standby behind",
+        facts_of(P, in_sync=("sample-0", "sample-1")),
+        "Ready",
+        "True",
+        "Serving",
+        {"Degraded"},
+    ),
+    (
+        "too few standbys for a write",
+        facts_of(P, in_sync=("sample-0",)),
+        "Pending",
+        "False",
+        "TooFewStandbys",
+        {"Reconciling", "Degraded"},
+    ),
+    (
+        "granted and not yet serving",
+        facts_of(P, serving=False),
+        "Pending",
+        "False",
+        "OwnerStarting",
+        {"Reconciling"},
+    ),
+    ("owner over", facts_of(P, alive=False), "FailingOver", "False", "OwnerGone", {"Reconciling"}),
+    ("released", facts_of(P, released="1.10"), "FailingOver", "False", "Released", {"Reconciling"}),
+    (
+        "owner silent",
+        facts_of(P, trouble=Trouble.WAITING, detail="sample-0 is silent"),
+        "FailingOver",
+        "False",
+        "Waiting",
+        {"Reconciling"},
+    ),
+    (
+        "nobody reachable",
+        facts_of(P, trouble=Trouble.DEGRADED, alive=False),
+        "Degraded",
+        "False",
+        "Degraded",
+        {"Reconciling", "Degraded"},
+    ),
+    (
+        "owner alone",
+        facts_of(P, trouble=Trouble.BLOCKED, detail="sample-1"),
+        "Blocked",
+        "False",
+        "Blocked",
+        {"Reconciling", "Blocked"},
+    ),
+    (
+        "record lost",
+        facts_of(P, trouble=Trouble.SUSPECT, detail="sample-2"),
+        "Suspect",
+        "False",
+        "RecordSuspect",
+        {"Reconciling", "RecordSuspect"},
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("what", "facts", "phase", "ready", "reason", "also"), SHOWN, ids=[case[0].replace(" ", "-") for case in SHOWN]
+)
+def test_a_partition_shows(
+    what: str, facts: PartitionFacts | None, phase: str, ready: str, reason: str, also: set[str]
+) -> None:
+    obj = must(P, facts)
+    assert obj["status"]["phase"] == phase
+    head = condition(obj, "Ready")
+    assert (head["status"], head["reason"]) == (ready, reason)
+    true = {each["type"] for each in obj["status"]["conditions"] if each["status"] == "True"} - {"Ready"}
+    assert true == also
+
+
+def test_a_table_without_standbys_is_unprotected() -> None:
+    obj = partition(durability="standard", minInSync=0, replicas=["sample-0"])
+    assert condition(must(obj, facts_of(obj)), "Unprotected")["status"] == "True"
+    assert condition(must(P, facts_of(P)), "Unprotected")["status"] == "False"
+
+
+def test_who_is_missing_is_named() -> None:
+    suspect = must(P, facts_of(P, trouble=Trouble.SUSPECT, detail="sample-2 has not reported"))
+    assert "sample-2" in condition(suspect, "RecordSuspect")["message"]
+    behind = must(P, facts_of(P, in_sync=("sample-0", "sample-2")))
+    assert "sample-1" in condition(behind, "Degraded")["message"]
+
+
+def test_a_time_changes_with_its_condition_and_with_nothing_else() -> None:
+    first = must(P, facts_of(P))
+    second = must(first, facts_of(P, in_sync=("sample-0", "sample-1")), now=LATER)
+    assert condition(second, "Ready")["lastTransitionTime"] == NOW
+    assert condition(second, "Degraded")["lastTransitionTime"] == LATER
+    third = must(second, facts_of(P, in_sync=("sample-0",)), now="2026-01-01T00:02:00Z")
+    assert condition(third, "Degraded")["lastTransitionTime"] == LATER
+    assert condition(third, "Ready")["lastTransitionTime"] == "2026-01-01T00:02:00Z"
+
+
+def test_what_stands_is_not_written_again() -> None:
+    first = must(P, facts_of(P))
+    assert written(first, facts_of(P), now=LATER) is None
+    assert written(first, None, now=LATER) is None, "an operator that knows nothing yet wipes nothing"
+
+
+def test_token_and_lag_wait_for_the_refresh_or_for_another_change() -> None:
+    first = must(P, facts_of(P))
+    moved = {"sample-0": 30, "sample-1": 25, "sample-2": 30}
+    assert written(first, facts_of(P, seqs=moved)) is None
+    refreshed = must(first, facts_of(P, seqs=moved), refresh=True)
+    assert (refreshed["status"]["token"], refreshed["status"]["lag"]) == ("1.30", 5)
+    along = must(first, facts_of(P, seqs=moved, in_sync=("sample-0", "sample-2")))
+    assert (along["status"]["token"], along["status"]["lag"]) == ("1.30", 0)
+
+
+def test_epoch_and_set_version_never_fall() -> None:
+    high = must(P, facts_of(P, epoch=7))
+    low = must(high, facts_of(P, epoch=2, owner="sample-1"))
+    assert (low["status"]["epoch"], low["status"]["setVersion"]) == (7, 7)
+
+
+def test_an_owner_that_is_gone_is_taken_out_of_the_status() -> None:
+    first = must(P, facts_of(P))
+    lost = facts_of(P, trouble=Trouble.SUSPECT)
+    nothing = PartitionFacts(
+        name=lost.name,
+        uid=lost.uid,
+        lease=None,
+        owner_alive=False,
+        replicas=lost.replicas,
+        trouble=lost.trouble,
+        detail="",
+    )
+    second = must(first, nothing)
+    assert "owner" not in second["status"]
+    assert second["status"]["epoch"] == 1
+    assert second["status"]["token"] == "1.10", "how far it was stays"
+
+
+def test_a_new_generation_is_observed() -> None:
+    first = must(P, facts_of(P))
+    assert (
+        must({**first, "metadata": {**P["metadata"], "generation": 2}}, facts_of(P))["status"][
+            "observedGeneration"
+        ]
+        == 2
+    )
+
+
+def test_a_partition_that_goes_says_so() -> None:
+    assert must(partition(deleting=True), facts_of(P))["status"]["phase"] == "Deleting"
+
+
+CHANGE = Transition(
+    partition="orders-0",
+    partition_uid="u-p",
+    reason=Reason.TERMINATED,
+    from_pod="sample-0",
+    to_pod="sample-1",
+    from_epoch=1,
+    to_epoch=2,
+    seconds=0.61234,
+)
+
+
+def test_the_last_failover_says_when_why_and_how_long() -> None:
+    first = must(P, facts_of(P))
+    second = must(first, facts_of(P, epoch=2, owner="sample-1"), failover=Failover(transition=CHANGE, when=LATER))
+    assert second["status"]["lastFailover"] == {
+        "when": LATER,
+        "reason": "ContainerTerminated",
+        "seconds": 0.612,
+        "fromEpoch": 1,
+        "toEpoch": 2,
+    }
+    third = must(second, facts_of(P, epoch=2, owner="sample-1", in_sync=("sample-1", "sample-2")))
+    assert third["status"]["lastFailover"]["toEpoch"] == 2, "it stays"
+
+
+def table() -> Object:
+    return {
+        "apiVersion": "fencekv.io/v1alpha1",
+        "kind": "KVTable",
+        "metadata": {"name": "orders", "namespace": "default", "uid": "u-t", "generation": 3},
+    }
+
+
+def of_table(
+    partitions: list[Object], *, wanted: int = 2, stalled: Condition | None = None, short: str = ""
+) -> Object:
+    patch = status.table_status(
+        table(), partitions, wanted=wanted, unprotected=False, stalled=stalled, short=short, now=NOW
+    )
+    assert patch is not None
+    return {**table(), "status": patch}
+
+
+def test_a_table_is_ready_when_all_its_partitions_are() -> None:
+    ready = must(P, facts_of(P))
+    assert condition(of_table([ready, ready]), "Ready")["status"] == "True"
+    one = of_table([ready])
+    assert (condition(one, "Ready")["status"], one["status"]["readyPartitions"]) == ("False", 1)
+    assert condition(one, "Reconciling")["status"] == "True"
+    assert one["status"]["observedGeneration"] == 3
+
+
+def test_a_stalled_table_is_neither_ready_nor_on_its_way() -> None:
+    stalled = Condition(type="Stalled", status=True, reason="QuotaExceeded", message="tables: 1 at most")
+    obj = of_table([], stalled=stalled)
+    assert [condition(obj, kind)["status"] for kind in ("Ready", "Reconciling", "Stalled")] == [
+        "False",
+        "False",
+        "True",
+    ]
+    assert condition(obj, "Ready")["reason"] == "QuotaExceeded"
+
+
+def test_many_troubled_partitions_are_named_up_to_a_bound() -> None:
+    bad = must(P, facts_of(P, trouble=Trouble.BLOCKED))
+    many = [{**bad, "metadata": {**bad["metadata"], "name": f"orders-{number}"}} for number in range(40)]
+    message = condition(of_table(many, wanted=40), "Blocked")["message"]
+    assert "orders-0" in message
+    assert message.endswith("and 35 more")
+
+
+def namespace_with(pool: Object | None, *, error: str = "", before: Object | None = None) -> Object:
+    kvns = {
+        "metadata": {"name": "sample", "namespace": "default", "uid": "u-n", "generation": 1},
+        **(before or {}),
+    }
+    patch = status.namespace_status(kvns, pool, wanted=3, tables=1, partitions=[], error=error, now=NOW)
+    assert patch is not None
+    return {**kvns, "status": patch}
+
+
+def test_a_namespace_follows_its_pool() -> None:
+    assert condition(namespace_with(None), "Ready")["status"] == "False"
+    up = namespace_with({"status": {"replicas": 3, "readyReplicas": 3}})
+    assert condition(up, "Ready")["status"] == "True"
+    starting = namespace_with({"status": {"replicas": 3, "readyReplicas": 1}})
+    assert condition(starting, "Degraded")["status"] == "False", "it never was better"
+    worse = namespace_with({"status": {"replicas": 3, "readyReplicas": 2}}, before={"status": up["status"]})
+    assert condition(worse, "Degraded")["status"] == "True"
+
+
+def test_a_refusal_stalls_a_namespace_and_is_shown() -> None:
+    obj = namespace_with({"status": {"replicas": 3, "readyReplicas": 3}}, error="403 Forbidden: no")
+    assert (condition(obj, "Stalled")["status"], condition(obj, "Ready")["status"]) == ("True", "False")
+    assert "Forbidden" in condition(obj, "Stalled")["message"]
+
+
+def test_each_condition_that_turns_is_one_event() -> None:
+    first = must(P, facts_of(P))
+    assert [(each.reason, each.warning) for each in condition_notices(P, first["status"]["conditions"])] == [
+        ("Ready", False)
+    ]
+    second = must(first, facts_of(P, trouble=Trouble.SUSPECT, detail="sample-2"), now=LATER)
+    notices = condition_notices(first, second["status"]["conditions"])
+    assert {(each.reason, each.warning) for each in notices} == {("NotReady", True), ("RecordSuspect", True)}
+    assert condition_notices(second, second["status"]["conditions"]) == []
+
+
+def test_events_of_one_occurrence_have_one_name_and_those_of_another_another() -> None:
+    again = transition_notice(P, CHANGE).name
+    assert transition_notice(P, CHANGE).name == again
+    other = Transition(
+        **{name: getattr(CHANGE, name) for name in CHANGE.__slots__ if name != "to_epoch"}, to_epoch=3
+    )
+    assert transition_notice(P, other).name != again
+    assert len(again) <= 253

@@ -1,0 +1,81 @@
+"""The checks are proved by bugs planted in the real code: some seed finds each of them, and finds what it should.
+
+Each world is troubled only by what the bug needs, so that a few seeds are enough.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from simulation.world import Settings, World, run
+
+from fencekv.kube import LEASES, KubeError, Unclear
+from fencekv.leases import granted
+from fencekv_operator.grants import STEP_SECONDS, Writer
+from fencekv_operator.ownership import Grant, Partition
+from fencekv_shard.engine import Engine
+from fencekv_shard.replica import Replica
+from fencekv_shard.tail import _Stream
+
+SEEDS_MAX = 40
+
+
+def found_by(settings: Settings, prepare: Callable[[World], None] | None = None) -> list[str]:
+    """What the first seed that finds anything finds."""
+    for seed in range(1, SEEDS_MAX + 1):
+        findings = run(seed, settings, prepare=prepare).findings
+        if findings:
+            return findings
+    return []
+
+
+def test_skipping_the_deadline_check_after_the_fsync_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Engine, "within_deadline", lambda _engine: True)  # the fence still checks before a round
+    findings = found_by(Settings(faults=("pause_at_commit",), clients=6))
+    assert any("right to write was lost" in finding for finding in findings), findings
+
+
+def test_granting_without_the_observed_version_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def write_grant(self: Any, partition: Partition, raw: Any, grant: Grant) -> Any:
+        body = granted(
+            raw,
+            session=grant.session,
+            epoch=grant.epoch,
+            in_sync=grant.in_sync,
+            set_version=grant.set_version,
+            http=grant.http,
+            peer=grant.peer,
+            unix_seconds=0.0,
+        )
+        try:
+            name = body["metadata"]["name"]
+            fresh = await self._kube.get(LEASES, partition.namespace, name, timeout=STEP_SECONDS)
+            body["metadata"]["resourceVersion"] = fresh["metadata"]["resourceVersion"]
+            return await self._kube.replace(LEASES, partition.namespace, body, timeout=STEP_SECONDS)
+        except (KubeError, Unclear):
+            return None
+
+    monkeypatch.setattr(Writer, "_write_grant", write_grant)
+    settings = Settings(faults=("crash", "crash_container", "blind_operators"), everyone_leads=True)
+    findings = found_by(settings)
+    assert any("two owners" in finding for finding in findings), findings
+
+
+def test_confirming_before_the_fsync_of_the_standby_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def append(self: Any, epoch: int, commit: int, entries: list[bytes]) -> None:
+        replica: Replica = self._following.replica
+        await replica.promise(epoch)
+        if entries:
+            last = replica.last.seq + len(entries)
+            await self._link.send(["confirm", self._uid, epoch, replica.replica_id, last])
+            await asyncio.sleep(0.05)
+            await replica.append_copied(entries, epoch=epoch)
+        if commit <= replica.last.seq:
+            self._following.committed(commit)
+
+    monkeypatch.setattr(_Stream, "_append", append)
+    findings = found_by(Settings(faults=("crash_two", "crash"), clients=6))
+    assert any("acknowledged write lost" in finding for finding in findings), findings
