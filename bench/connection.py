@@ -88,14 +88,15 @@ class Connection(asyncio.Protocol):
             data = self._rest + data
         try:
             found = whole_answer(data)
-            if found is None:
-                self._rest = data
-                return
-            status, size = found
-            if len(data) != size or self._sent_at < 0:
-                raise Unreadable("bytes that nobody asked for")
         except Unreadable:
             self._transport.abort()
+            return
+        if found is None:
+            self._rest = data
+            return
+        status, size = found
+        if len(data) != size or self._sent_at < 0:
+            self._transport.abort()  # bytes that nobody asked for
             return
         self._rest = b""
         seconds = self._clock() - self._sent_at

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import random
+from functools import cache
 from typing import Final, Literal
 
 Kind = Literal["fencekv", "etcd"]
@@ -20,13 +21,14 @@ KEYS: Final = 10_000
 VALUE_BYTES: Final = 256
 
 
-def build(kind: Kind, *, host: str, seed: int, keys: int = KEYS) -> list[bytes]:
+@cache
+def build(kind: Kind, *, host: str, seed: int, keys: int = KEYS) -> tuple[bytes, ...]:
     """One put for each key, in the order in which they are sent."""
     chance = random.Random(seed)
     order = list(range(keys))
     chance.shuffle(order)
     make = _fencekv if kind == "fencekv" else _etcd
-    return [make(host, f"bench-{number:08d}", chance.randbytes(VALUE_BYTES)) for number in order]
+    return tuple(make(host, f"bench-{number:08d}", chance.randbytes(VALUE_BYTES)) for number in order)
 
 
 def _fencekv(host: str, key: str, value: bytes) -> bytes:

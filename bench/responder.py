@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 _BODY: Final = b'{"version":"1.1000000","token":"1.1000000","partition":"bench-0"}'
@@ -35,12 +35,15 @@ class _Responder(asyncio.Protocol):
 
 
 @contextlib.asynccontextmanager
-async def responder(request_bytes: int, *, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[int]:
-    """Serves on this loop; gives the port."""
+async def responder(request_bytes: Callable[[int], int], *, host: str = "127.0.0.1") -> AsyncIterator[int]:
+    """Serves on this loop; gives the port. `request_bytes`: a request's size, by the port that it names."""
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: _Responder(request_bytes), host, port, backlog=1024)
+    size = 0
+    server = await loop.create_server(lambda: _Responder(size), host, 0, backlog=1024)
     try:
-        yield int(server.sockets[0].getsockname()[1])
+        port = int(server.sockets[0].getsockname()[1])
+        size = request_bytes(port)
+        yield port
     finally:
         server.close()
         await server.wait_closed()

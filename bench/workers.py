@@ -94,6 +94,7 @@ async def workers(count: int) -> AsyncIterator[Workers]:
                 stdout=asyncio.subprocess.PIPE,
                 cwd=ROOT,
                 limit=LINE_BYTES_MAX,
+                start_new_session=True,  # Ctrl-C is for the parent, which ends them
             )
             processes.append(process)
         yield Workers(processes)

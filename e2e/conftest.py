@@ -43,14 +43,15 @@ def bare_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         with timed(f"deleting the kind cluster {NAME} of an earlier run"):
             command("kind", "delete", "cluster", *this, seconds=180)
     # kind takes the newest node image that it knows of, unless told.
-    node = os.environ.get("KIND_NODE_IMAGE")
-    chosen = ("--image", node) if node else ()
+    wanted = os.environ.get("KIND_NODE_IMAGE")
+    chosen = ("--image", wanted) if wanted else ()
     config = str(ROOT / "e2e/kind.yaml")
     try:
         with timed(f"kind cluster {NAME}"):
             command("kind", "create", "cluster", *this, "--config", config, "--wait", "120s", *chosen, seconds=300)
         with timed(f"loading {IMAGE}"):
-            command("kind", "load", "docker-image", IMAGE, "--name", NAME, seconds=180)
+            nodes = [node for node in command("kind", "get", "nodes", "--name", NAME).split() if "worker" in node]
+            command("kind", "load", "docker-image", IMAGE, "--name", NAME, "--nodes", ",".join(nodes), seconds=180)
         yield Cluster(kubeconfig)
     finally:
         if KEEP:

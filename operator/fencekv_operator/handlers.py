@@ -22,6 +22,7 @@ Sink = Callable[[Resource, str, Object], None]
 
 FINALIZER: Final = "fencekv.io/kopf"
 PREFIX: Final = "kopf.fencekv.io"
+IDENTITY: Final[Any] = "fencekv-operator"  # kopf's own type for it is not exported
 REQUEST_SECONDS: Final = 10
 CONNECT_SECONDS: Final = 5
 WATCH_SECONDS: Final = 300
@@ -85,6 +86,8 @@ async def run(
         registry=registry(access, sink),
         settings=settings(),
         standalone=True,
+        # Left to itself kopf names itself after the user, and in a container the user has no name.
+        identity=IDENTITY,
         stop_flag=stop,
         ready_flag=ready,
         **where,

@@ -8,7 +8,9 @@ Invariants:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, Final
 
 from fencekv.clock import Clock
@@ -184,6 +186,14 @@ class Knowledge:
     def known_epoch(self, partition: Partition) -> int:
         """The highest epoch that was ever seen, wherever."""
         return max(partition.epoch, self._epochs.get(partition.uid, 0))
+
+    def seconds_to_next_proof(self) -> float:
+        """How long the next session that is doubted must be heard yet, until proof (c) is complete."""
+        lacking = (
+            self.book(namespace).lacking_seconds(partial(self.duration_seconds, namespace))
+            for namespace in self.namespaces()
+        )
+        return min(lacking, default=math.inf)
 
     def doubt(self, partition: Partition, lease: PartitionLease) -> str:
         """Why the owner is doubted, for people; empty: it is heard, or over."""

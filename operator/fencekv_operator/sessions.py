@@ -16,7 +16,8 @@ Invariants:
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -133,6 +134,15 @@ class Sessions:
     def is_due(self, session: Session, duration_seconds: float) -> bool:
         """Whether proof (c) is complete but for the CAS."""
         return self.tracks[session].heard.seconds >= self.wait_seconds(session, duration_seconds)
+
+    def lacking_seconds(self, duration_seconds: Callable[[str], float]) -> float:
+        """What the doubted session that lacks least must still be heard; the argument gives D by KVNamespace."""
+        lacking = (
+            self.wait_seconds(session, duration_seconds(track.kvns)) - track.heard.seconds
+            for session, track in self.tracks.items()
+            if track.doubted and session not in self.over
+        )
+        return min((seconds for seconds in lacking if seconds > 0), default=math.inf)
 
     def fell_together(self, kvns: str) -> bool:
         """Whether more than half of a KVNamespace's sessions are silent now."""

@@ -15,11 +15,11 @@ import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from fencekv.clock import Clock
 from fencekv.errors import FenceKVError, NotOwner, Unavailable
-from fencekv.kube import Kube
+from fencekv.kube import LEASES, Kube, KubeError, KubeNotFound, Unclear
 from fencekv.leases import PartitionLease
 from fencekv.token import Token
 from fencekv_shard import limits
@@ -38,6 +38,9 @@ from fencekv_shard.store import CommitFailed, DiskFull, StalePromise
 from fencekv_shard.transaction import Transaction
 
 logger = logging.getLogger(__name__)
+
+CONFIRM_SECONDS: Final = 1.0
+CONFIRM_PAUSE_SECONDS: Final = 0.1
 
 Spawn = Callable[[Coroutine[Any, Any, None]], object]
 
@@ -236,6 +239,11 @@ class Partition:
             logger.error("%s: granted to us, but %s is not in %s", self.name, self.member, seen.in_sync)
             return
         self.fence = self.fence.on(Event.GRANT, epoch=seen.epoch)
+        current = await self._confirmed(seen)
+        if current is None:
+            self.fence = self.fence.on(Event.DEPOSED)
+            return
+        raw = current
         try:
             await self.replica.promise(seen.epoch)
         except StalePromise as error:
@@ -267,6 +275,27 @@ class Partition:
         )
         self.owned = Owned(engine=engine, membership=membership, spawn=around.spawn)
         around.spawn(self._open(self.owned, seen))
+
+    async def _confirmed(self, seen: PartitionLease) -> dict[str, Any] | None:
+        """The Lease by quorum read, if it still is the grant that a watch showed; None: it is not.
+
+        A watch may lag, and what it shows late may be a Lease that was deleted and replaced meanwhile. From here
+        on this shard reports the epoch, so that no other grant uses it again.
+        """
+        around = self._around
+        while not self._closed and not around.session.over:
+            try:
+                raw = await around.kube.get(LEASES, around.namespace, seen.name, timeout=CONFIRM_SECONDS)
+            except KubeNotFound:
+                return None
+            except (Unclear, KubeError) as error:
+                logger.warning("%s: grant not confirmed yet: %s", self.name, error)
+                await asyncio.sleep(CONFIRM_PAUSE_SECONDS)
+                continue
+            again = PartitionLease.parse(raw)
+            same = (again.uid, again.session, again.epoch) == (seen.uid, seen.session, seen.epoch)
+            return raw if same and not again.is_released else None
+        return None
 
     async def _open(self, owned: Owned, seen: PartitionLease) -> None:
         session = str(self._around.session.session)

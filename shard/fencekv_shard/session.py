@@ -92,6 +92,11 @@ class SessionKeeper:
         """The number of the last renewal sent."""
         return self._number
 
+    @property
+    def over(self) -> bool:
+        """Whether the session is over for good."""
+        return bool(self._over)
+
     def valid(self) -> bool:
         """Whether the session may act now."""
         return self._clock.now() < self.deadline

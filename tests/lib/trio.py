@@ -170,6 +170,7 @@ class Trio:
         """The owner, once `count` members are in sync and counted so."""
         partition = await self.owner(pod, uid)
         await until(lambda: partition.owned and len(partition.owned.membership.members) == count)
+        await until(lambda: partition.owned and partition.owned.engine.standbys_in_set == count - 1)
         await until(lambda: partition.owned and not partition.owned.engine.relaxing)
         return partition
 

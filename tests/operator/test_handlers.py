@@ -109,6 +109,7 @@ def ready(obj: Object) -> bool:
     return condition_status(obj, "Ready") == "True"
 
 
+@pytest.mark.slow
 async def test_watches_bring_a_table_from_nothing_to_ready_and_then_nothing_is_written(
     operator: Operator,
 ) -> None:

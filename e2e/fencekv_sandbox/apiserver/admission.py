@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
-from . import kinds, schema
+from . import defaults, rules, schema
 from .core import Core
 from .decoding import decode_error
 from .definitions import definition_causes
@@ -97,7 +97,7 @@ class Admission:
         """The object without fields nobody knows; by `level` they are ignored, warned of or refused."""
         builtin = resource.custom is None
         if builtin:
-            obj = kinds.without_nulls(obj)
+            obj = defaults.without_nulls(obj)
         shape = self.schema_of(resource)
         unknown: list[str] = []
         if shape:
@@ -131,10 +131,10 @@ class Admission:
         if resource.custom is not None:
             schema.fill_defaults(obj, self.schema_of(resource))
         else:
-            kinds.fill_defaults(resource.storage, obj, old, self._core)
+            defaults.fill_defaults(resource.storage, obj, old, self._core)
         return obj
 
-    def validate(self, resource: Resource, obj: Object, old: Object | None, subresource: str | None) -> None:
+    def validate(self, resource: Resource, obj: Object, old: Object | None) -> None:
         """Raise Invalid with every cause found."""
         causes = list(metadata_causes(resource, obj))
         if old is not None:
@@ -144,7 +144,7 @@ class Admission:
         elif resource.storage == DEFINITIONS:
             causes += definition_causes(obj, old, self._core.registry)
         else:
-            causes += kinds.causes_of(resource.storage, obj, old, subresource)
+            causes += rules.causes_of(resource.storage, obj, old)
         if causes:
             name = obj["metadata"].get("name", "")
             raise invalid(resource.kind, resource.group, name, causes)

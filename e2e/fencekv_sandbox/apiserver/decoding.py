@@ -153,7 +153,7 @@ def _fits(value: Any, shape: Object) -> bool:
         if found != "integer" or isinstance(value, float):
             return False
         least, most = _INTEGERS.get(shape.get("format", "int64"), _INTEGERS["int64"])
-        return least <= value <= most
+        return bool(least <= value <= most)
     return found == wanted or (wanted == "number" and found == "integer")
 
 

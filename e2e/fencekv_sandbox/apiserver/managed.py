@@ -116,6 +116,8 @@ def _schema_below(schema: Object, name: str) -> Object:
 
 
 def _list_schema(schema: Object) -> Object:
+    if "$ref" not in schema:
+        return schema
     return {**resolved(schema), **{name: value for name, value in schema.items() if name.startswith("x-")}}
 
 
@@ -269,7 +271,27 @@ def record_update(
 
 def removed_fields(old: Any, new: Any, schema: Object) -> Tree:
     """The tree of what `old` had and `new` has no more."""
-    return difference(fields_of(old, schema), fields_of(new, schema))
+    schema = _list_schema(schema)
+    if type(old) is not type(new) or not is_granular(old, schema):
+        return {}
+    tree: Tree = {}
+    if isinstance(old, dict):
+        for name, item in old.items():
+            below = _schema_below(schema, name)
+            if name not in new:
+                tree["f:" + name] = fields_of(item, below)
+            elif new[name] != item and (deeper := removed_fields(item, new[name], below)):
+                tree["f:" + name] = deeper
+        return tree
+    after = {_item_name(item, schema): item for item in new}
+    inner = schema.get("items") or {}
+    for item in old:
+        step = _item_name(item, schema) or ""
+        if step not in after:
+            tree[step] = {".": {}, **fields_of(item, inner)} if isinstance(item, dict) else {}
+        elif deeper := removed_fields(item, after[step], inner):
+            tree[step] = deeper
+    return tree
 
 
 def _without(entries: list[Object], tree: Tree) -> list[Object]:
@@ -285,10 +307,11 @@ def _bounded(entries: list[Object]) -> list[Object]:
     updates = [entry for entry in entries if entry["operation"] == "Update"]
     if len(updates) <= MANAGERS_MAX:
         return entries
-    oldest, merged = updates[: len(updates) - MANAGERS_MAX + 1], {}
+    oldest = updates[: len(updates) - MANAGERS_MAX + 1]
+    fields: Tree = {}
     for entry in oldest:
-        merged = union(merged, entry["fieldsV1"])
-    ancient = {**oldest[-1], "manager": "ancient-changes", "fieldsV1": merged}
+        fields = union(fields, entry["fieldsV1"])
+    ancient = {**oldest[-1], "manager": "ancient-changes", "fieldsV1": fields}
     return [ancient, *(entry for entry in entries if entry not in oldest)]
 
 

@@ -112,11 +112,11 @@ class Patcher:
             raise bad_request(
                 f"the name of the object ({meta['name']}) does not match the name on the URL ({target.name})"
             )
-        if target.namespace is not None:
-            if meta.setdefault("namespace", target.namespace) != target.namespace:
-                raise bad_request(
-                    "the namespace of the provided object does not match the namespace sent on the request"
-                )
+        namespace = target.namespace
+        if namespace is not None and meta.setdefault("namespace", namespace) != namespace:
+            raise bad_request(
+                "the namespace of the provided object does not match the namespace sent on the request"
+            )
         key = self._core.key(resource, target.at, target.name)
         stored = self._core.store.get(key)
         if stored is None and target.subresource:

@@ -50,9 +50,12 @@ class Stored:
         return self._encoded
 
 
+_to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, check_circular=False).encode
+
+
 def encode(document: Any) -> bytes:
     """JSON as it goes over the wire and into the log."""
-    return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
+    return _to_json(document).encode("utf-8", "surrogatepass")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +86,9 @@ class Log(Protocol):
 
 
 Shelf = dict[tuple[str, str], Stored]
+Items = list[Stored]  # Aliases, because `Store.list` hides the builtin in signatures.
+Changes = list[Change]
+Keys = list[Key]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,15 +132,15 @@ class Store:
         key = self._by_uid.get(uid)
         return None if key is None else self.get(key)
 
-    def dependents(self, uid: str) -> list[Key]:
+    def dependents(self, uid: str) -> Keys:
         """Objects whose ownerReferences name this UID, in a stable order."""
         return sorted(self._by_owner.get(uid, ()))
 
-    def list(self, resource: str, namespace: str | None = None) -> list[Stored]:
+    def list(self, resource: str, namespace: str | None = None) -> Items:
         """All objects of a resource, by namespace and name."""
         return _listed(self._shelves.get(resource, {}), namespace)
 
-    def list_at(self, resource: str, namespace: str | None, version: int) -> list[Stored] | None:
+    def list_at(self, resource: str, namespace: str | None, version: int) -> Items | None:
         """The same as it was at an earlier version; None if that is forgotten."""
         if version < self.oldest_version:
             return None
@@ -151,7 +157,7 @@ class Store:
                 shelf[where] = change.old
         return _listed(shelf, namespace)
 
-    def all(self) -> list[Stored]:
+    def all(self) -> Items:
         """Every object."""
         return [stored for resource in sorted(self._shelves) for stored in self.list(resource)]
 
@@ -159,7 +165,7 @@ class Store:
         """All objects as they are now; later commits do not show in it."""
         return Snapshot(version=self.version, shelves={name: dict(s) for name, s in self._shelves.items()})
 
-    def events_since(self, resource: str, version: int) -> list[Change]:
+    def events_since(self, resource: str, version: int) -> Changes:
         """Commits after `version`, which must not lie before `oldest_version`."""
         assert version >= self.oldest_version, (version, self.oldest_version)
         found: list[Change] = []
@@ -241,12 +247,12 @@ class Store:
             listener(change)
 
 
-def _listed(shelf: Shelf, namespace: str | None) -> list[Stored]:
+def _listed(shelf: Shelf, namespace: str | None) -> Items:
     names = sorted(where for where in shelf if namespace is None or where[0] == namespace)
     return [shelf[where] for where in names]
 
 
-def listed(snapshot: Snapshot, resource: str, namespace: str | None) -> list[Stored]:
+def listed(snapshot: Snapshot, resource: str, namespace: str | None) -> Items:
     """All objects of a resource in a snapshot, by namespace and name."""
     return _listed(snapshot.shelves.get(resource, {}), namespace)
 

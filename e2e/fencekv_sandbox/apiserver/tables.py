@@ -57,7 +57,7 @@ def age_text(moment: Any, now: datetime) -> str:
     if not isinstance(moment, str) or not moment:
         return UNKNOWN
     try:
-        then = datetime.fromisoformat(moment.replace("Z", "+00:00"))
+        then = datetime.fromisoformat(moment)
     except ValueError:
         return "<invalid>"
     return duration_text((now - then).total_seconds())
@@ -337,7 +337,7 @@ _TABLES: Final[dict[str, tuple[tuple[Object, Cell], ...]]] = {
 def _of(resource: Resource) -> tuple[tuple[Object, Cell], ...]:
     if resource.custom is None:
         return _TABLES.get(resource.storage, (_NAME, _AGE))
-    columns = [_NAME]
+    columns: list[tuple[Object, Cell]] = [_NAME]
     given = resource.custom.columns or (
         {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
     )

@@ -126,7 +126,7 @@ class Writer:
         if resource.status:
             obj.pop("status", None)
         obj = self._admission.defaulted(resource, obj, None)
-        self._admission.validate(resource, obj, None, None)
+        self._admission.validate(resource, obj, None)
         if self._core.store.get(key) is not None:
             raise already_exists(resource.plural, resource.group, key.name)
         moment = self._core.timestamp()
@@ -152,7 +152,7 @@ class Writer:
         if resource.status:
             obj.pop("status", None)
         obj = self._admission.defaulted(resource, obj, None)
-        self._admission.validate(resource, obj, None, None)
+        self._admission.validate(resource, obj, None)
         return Written(stored=self._commit(key, obj, options), created=True)
 
     def _no_name(self, target: Target) -> ApiError:
@@ -254,7 +254,7 @@ class Writer:
         obj = self._isolated(target, old.object, obj)
         self._kept_metadata(target, old.object, obj)
         obj = self._admission.defaulted(resource, obj, old.object)
-        self._admission.validate(resource, obj, old.object, target.subresource)
+        self._admission.validate(resource, obj, old.object)
         if resource.generation and target.subresource != "status" and _spec_changed(old.object, obj):
             obj["metadata"]["generation"] = old.object["metadata"].get("generation", 0) + 1
         if _same(old.object, obj) and not (applied and _managers_changed(old.object, obj)):

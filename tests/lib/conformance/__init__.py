@@ -51,6 +51,6 @@ def _name(check: Check) -> str:
 
 def load() -> list[Behaviour]:
     """The whole list."""
-    from conformance import applying, custom, deletion, differences, leases, objects, shapes, watches  # noqa: F401
+    from conformance import applying, custom, deletion, differences, leases, listing, objects, shapes, watches  # noqa: F401
 
     return BEHAVIOURS

@@ -322,14 +322,13 @@ def check_owners(grants: Iterable[Grant], acknowledgements: Iterable[Acknowledge
         owner = of_partition.get(one.epoch)
         if owner is None:
             bad.append(f"acknowledged under an epoch that was never granted: {one}")
-        elif owner.holder.split("/")[0] != one.pod:
-            bad.append(f"acknowledged under the epoch of {owner.holder}: {one}")
             continue
-        if owner is not None:
-            later = [g for g in of_partition.values() if g.epoch > one.epoch and g.time < one.time]
-            # A lost record is written anew with a higher epoch for the same session: that takes nothing from it.
-            taken = [g for g in later if g.holder != owner.holder]
-            bad += [f"acknowledged after the right to write was lost: {one}; {g}" for g in taken[:1]]
+        if owner.holder.split("/")[0] != one.pod:
+            bad.append(f"acknowledged under the epoch of {owner.holder}: {one}")
+        # A lost record is written anew with a higher epoch for the same session: that takes nothing from it.
+        taken = [g for g in of_partition.values() if g.epoch > one.epoch and g.holder != owner.holder]
+        late = [g for g in taken if g.time < one.time]
+        bad += [f"acknowledged after the right to write was lost: {one}; {g}" for g in late[:1]]
     return bad
 
 
