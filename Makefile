@@ -51,7 +51,7 @@ test: check ## everything that needs no cluster: check, then sandbox, failover a
 	$(BIN)/pytest -q tests/failover
 
 test-k8s: install ## the suites of operator, sandbox and failover on a real kube-apiserver (KUBEBUILDER_ASSETS)
-	@$(BIN)/python -m fencekv_sandbox.controlplane --check
+	@$(BIN)/python -m fencekv_sandbox.controlplane
 	$(BIN)/pytest -q --realapi tests/sandbox tests/operator tests/failover
 
 # In two steps: what the lock file names needs a network, once; this project's own wheel never does. So `make image`

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
 
-from bench.figures import CEILING, FENCEKV, Leg, Spread, ratios, rows
+from bench.figures import CEILING, FENCEKV, Leg, Spread, ratios, rows, spread
 from bench.memory import Memory
+
+NOISE_CORES_MAX: Final = 0.25  # what others may take of the machine before the figures say little
 
 
 def print_machine(console: Console, machine: Mapping[str, Any]) -> None:
@@ -49,7 +51,7 @@ def print_memory(console: Console, memory: Sequence[Memory]) -> None:
 
 def print_puts(console: Console, legs: Sequence[Leg], ceiling: Sequence[Leg]) -> None:
     """The table of puts, with ratios and the loader's own ceiling."""
-    table = Table(title="Puts of 256 B, medians (least to most), ratios FenceKV/etcd of paired runs")
+    table = Table(title="Puts of 256 B, medians (least-most), ratios FenceKV/etcd of paired runs")
     table.add_column("clients", justify="right")
     table.add_column("system")
     for name in ("puts/s", "p50 ms", "p99 ms", "server cores", "loader cores", "others' cores"):
@@ -67,6 +69,19 @@ def print_puts(console: Console, legs: Sequence[Leg], ceiling: Sequence[Leg]) ->
             table.add_row(str(clients), "ratio", *cells, "", "", "", style="cyan")
         table.add_section()
     console.print(table)
+    noise = noise_cores([*legs, *ceiling])
+    if noise is not None and noise > NOISE_CORES_MAX:
+        console.print(
+            f"[yellow]others kept {noise:.2f} cores busy meanwhile (median): the figures say little, repeat them "
+            f"on an idle machine (at most {NOISE_CORES_MAX})[/yellow]",
+            highlight=False,
+        )
+
+
+def noise_cores(legs: Sequence[Leg]) -> float | None:
+    """Cores that processes other than ours kept busy, the median of all runs; None: not known."""
+    known = [leg.others_cores for leg in legs if leg.others_cores is not None]
+    return spread(known).median if known else None
 
 
 def document(
@@ -90,6 +105,7 @@ def document(
             "idle_memory": [asdict(one) for one in memory],
             "puts": [asdict(row) for row in rows(legs)],
             "ratios": [asdict(ratio) for ratio in ratios(legs)],
+            "noise_cores": noise_cores([*legs, *ceiling]),
             "ceiling": [asdict(row) for row in rows(ceiling)],
             "runs": [asdict(leg) for leg in [*legs, *ceiling]],
         }
@@ -107,11 +123,11 @@ def _plain(value: Any) -> Any:
 
 
 def _count(of: Spread) -> str:
-    return f"{of.median:,.0f} ({of.least:,.0f} to {of.most:,.0f})"
+    return f"{of.median:,.0f} ({of.least:,.0f}-{of.most:,.0f})"
 
 
 def _short(of: Spread) -> str:
-    return f"{of.median:.2f} ({of.least:.2f} to {of.most:.2f})"
+    return f"{of.median:.2f} ({of.least:.2f}-{of.most:.2f})"
 
 
 def _median(of: Spread | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,10 @@ def timed(text: str) -> Iterator[None]:
 def bare_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A cluster that has the image."""
     named = os.environ.get("KUBECONFIG", "")
+    missing = [
+        tool for tool in (["kubectl"] if named else ["docker", "kind", "kubectl"]) if not shutil.which(tool)
+    ]
+    assert not missing, f"not on PATH: {', '.join(missing)}"
     if named:
         say(f"the cluster of KUBECONFIG={named}; {IMAGE} must be there already")
         cluster = Cluster(Path(named))

@@ -234,7 +234,8 @@ def test_a_namespace_under_delete_leaves_nothing(cluster: Cluster) -> None:
     cluster.wait("--for=condition=Ready", "kvt/brief")
     cluster.until("kvns", "sample", path=".metadata.finalizers", holds=lambda seen: "fencekv.io/data" in seen)
 
-    cluster.kubectl("delete", "kvns", "sample", "--timeout=90s", seconds=100)
+    # Well below the operator's minute: nothing may wait for its next look at everything.
+    cluster.kubectl("delete", "kvns", "sample", "--timeout=40s")
 
     cluster.wait("--for=delete", "pod", "-l", "fencekv.io/kind=shard", seconds=90)
     cluster.wait("--for=delete", "pvc", "-l", "fencekv.io/namespace=sample")

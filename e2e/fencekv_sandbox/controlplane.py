@@ -19,6 +19,7 @@ import shutil
 import signal
 import socket
 import ssl
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -368,3 +369,16 @@ async def control_plane(
         await plane.stop()
         if folder is None:
             await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
+
+
+def main() -> None:
+    """Say whether the binaries are there, and if not, how to get them."""
+    try:
+        assets = find_assets(os.environ)
+    except AssetsMissing as error:
+        sys.exit(str(error))
+    sys.stdout.write(f"{assets.etcd}\n{assets.kube_apiserver}\n")
+
+
+if __name__ == "__main__":
+    main()

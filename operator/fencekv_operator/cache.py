@@ -5,7 +5,8 @@ every write that could do harm on an old sight is a compare-and-swap, or asks th
 
 Invariants:
   * A list never undoes what was learned after it was begun.
-  * An object is of one incarnation: a deletion of another UID does not remove it.
+  * An object is of one incarnation: a deletion of another UID does not remove it, and what was deleted does not
+    come back: the answer to the write that took the last finalizer may be read after the watch told of the end.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ Name = tuple[str, str]  # Kubernetes namespace, name
 class _Entry:
     object: Object | None  # None: deleted, remembered until the next list that began later.
     tick: int
+    uid: str
 
 
 def kvns_of(obj: Mapping[str, Any]) -> str:
@@ -62,16 +64,20 @@ class Cache:
 
     def put(self, resource: Resource, obj: Object) -> bool:
         """Takes an object; says whether that is news."""
-        key = _key(obj)
-        old = self.get(resource, *key)
+        key, uid = _key(obj), obj["metadata"]["uid"]
+        entries = self._entries.setdefault(resource.plural, {})
+        entry = entries.get(key)
+        if entry is not None and entry.object is None and entry.uid == uid:
+            return False
+        old = entry.object if entry else None
         self.tick += 1
         if old is not None:
             if old["metadata"]["resourceVersion"] == obj["metadata"]["resourceVersion"]:
-                self._entries[resource.plural][key] = _Entry(old, self.tick)
+                entries[key] = _Entry(old, self.tick, uid)
                 return False
             self._leave(resource, old)
         slim = _slim(resource, obj)
-        self._entries.setdefault(resource.plural, {})[key] = _Entry(slim, self.tick)
+        entries[key] = _Entry(slim, self.tick, uid)
         self._members.setdefault((resource.plural, key[0], kvns_of(slim)), set()).add(key[1])
         return True
 
@@ -82,7 +88,7 @@ class Cache:
             return None
         self.tick += 1
         self._leave(resource, old)
-        self._entries[resource.plural][namespace, name] = _Entry(None, self.tick)
+        self._entries[resource.plural][namespace, name] = _Entry(None, self.tick, old["metadata"]["uid"])
         return old
 
     def relisted(

@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _supervise(environment: Mapping[str, str]) -> int:
+    from fencekv.access import NoAccess  # noqa: PLC0415
     from fencekv_shard.supervisor import (  # noqa: PLC0415 - keeps PID 1 small
         RELEASE_PAUSE_SECONDS,
         LeaseApi,
@@ -46,8 +47,13 @@ def _supervise(environment: Mapping[str, str]) -> int:
     )
 
     check_alone(environment, os.getpid())
+    try:
+        api = LeaseApi(environment)
+    except (NoAccess, OSError) as error:
+        logger.error("%s", error)
+        return STATUS_BAD_CONFIGURATION
     supervisor = Supervisor(
-        api=LeaseApi(environment),
+        api=api,
         environment=environment,
         new_nonce=lambda: secrets.token_hex(8),
         pause=lambda: time.sleep(RELEASE_PAUSE_SECONDS),

@@ -158,7 +158,7 @@ class Dispatcher:
         _check_limits(table, call)
         durability = _raised(table.durability, call.options.durability)
         asked = None if durability is table.durability else durability
-        options = replace(call.options, durability=asked)
+        options = call.options if asked is call.options.durability else replace(call.options, durability=asked)
 
         async def serve(partition: api.Partition, route: api.Route) -> Answer:
             done = await partition.submit(call.transaction, options)

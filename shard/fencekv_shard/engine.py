@@ -9,6 +9,8 @@ Invariants:
   * commit_seq only stands at the end of a round, and never falls.
   * An answer depends only on entries at or below the seq that it waits for, a failed condition's answer too.
   * A request that fails its checks wrote nothing, and fails alone.
+  * Once stopped, nothing is acknowledged any more and commit_seq stands: the replica may follow another owner.
+  * Entries of our own never wait for room: without them commit_seq, which makes room, might never move again.
 """
 
 from __future__ import annotations
@@ -24,11 +26,11 @@ from fencekv.errors import Exhausted, FenceKVError, NotOwner, Unavailable, Unkno
 from fencekv_shard import limits
 from fencekv_shard.api import Committed, Durability, Options
 from fencekv_shard.journal import Entry, Ownership, in_sync_entry, ownership_entry
-from fencekv_shard.replica import Replica
+from fencekv_shard.replica import Closed, Replica
 from fencekv_shard.rounds import Internal, Pending, Request, Round, fail
 from fencekv_shard.spec import PartitionSpec
-from fencekv_shard.store import CommitFailed, DiskFull, PromiseMoved
-from fencekv_shard.transaction import Transaction
+from fencekv_shard.store import DiskFull, PromiseMoved
+from fencekv_shard.transaction import Put, Transaction
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +85,7 @@ class Engine:
         )  # rounds that no standby has confirmed: end, fsynced at
         self._relaxing: tuple[int, frozenset[str]] | None = None  # a smaller counted set, valid from this seq on
         self._stopped: FenceKVError | None = None
-        self._committed = asyncio.Event()
+        self._changed = asyncio.Event()  # commit_seq, a counted set, or what `_run` may take
         self.rounds = 0
 
     # -- requests ---------------------------------------------------------------------------------------------
@@ -121,33 +123,37 @@ class Engine:
         while self.replica.commit_seq < seq:
             if self._stopped is not None:
                 raise self._stopped
-            self._committed.clear()
-            await self._committed.wait()
+            await self._change()
+
+    async def _change(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
 
     # -- ownership --------------------------------------------------------------------------------------------
 
     async def open(self, *, session: str, members: tuple[str, ...], set_version: int) -> None:
-        """Promises the epoch and commits everything up to the ownership entry under it.
+        """Commits everything up to the ownership entry under the epoch, which is promised. May be repeated.
 
         Raises:
             NotOwner: a higher epoch is promised here.
+            Exhausted: the disk is full; try again.
         """
-        self.counted = {member for member in members if member != self.member}
-        self.standbys_in_set = len(self.counted)
-        last = self.replica.last
-        ownership = Ownership(
-            previous_epoch=last.epoch,
-            previous_seq=last.seq,
-            previous_txid=last.txid,
-            previous_chain=self.replica.chain,
-            session=session,
-        )
-        now_ns = self._clock.unix_ns
-        await self._append_internal(
-            lambda seq, txid: ownership_entry(
-                seq=seq, txid=txid, epoch=self.epoch, unix_ns=now_ns(), ownership=ownership
+        self.count([member for member in members if member != self.member])
+        self.standbys_in_set = len(members) - 1
+        last, now_ns = self.replica.last, self._clock.unix_ns
+        if last.epoch < self.epoch:
+            ownership = Ownership(
+                previous_epoch=last.epoch,
+                previous_seq=last.seq,
+                previous_txid=last.txid,
+                previous_chain=self.replica.chain,
+                session=session,
             )
-        )
+            await self._append_internal(
+                lambda seq, txid: ownership_entry(
+                    seq=seq, txid=txid, epoch=self.epoch, unix_ns=now_ns(), ownership=ownership
+                )
+            )
         seq = await self.record_set(members, set_version)
         await self.wait_committed(seq)
 
@@ -169,6 +175,10 @@ class Engine:
     def relaxing(self) -> bool:
         """Whether a smaller set waits for its entry to be confirmed."""
         return self._relaxing is not None
+
+    def relaxes_to(self, standbys: Collection[str]) -> bool:
+        """Whether exactly these will be counted once the entry that says so is confirmed."""
+        return self._relaxing is not None and self._relaxing[1] == set(standbys)
 
     def count(self, standbys: Collection[str]) -> None:
         """Counts these standbys too, from now on."""
@@ -199,17 +209,14 @@ class Engine:
         if self._stopped is not None:
             return
         self._stopped = error
-        self.expire()
-        for waiting in self._queue:
-            if isinstance(waiting, Internal) and not waiting.future.done():
-                waiting.future.set_exception(error)
-                waiting.future.exception()  # looked at: nobody may be waiting for it any more
-        self._queue.clear()
-        self._committed.set()
+        self.expire(error, Unknown("the ownership ended before the acknowledgement"))
+        self._refuse_waiting(error)
+        self._changed.set()
 
-    def expire(self) -> None:
+    def expire(self, refusal: FenceKVError | None = None, unknown: Unknown | None = None) -> None:
         """The deadline has passed: no request that is under way can be acknowledged any more."""
-        refusal = self._stopped or NotOwner("the session's deadline has passed", epoch=self.epoch)
+        refusal = refusal or NotOwner("the session's deadline has passed", epoch=self.epoch)
+        unknown = unknown or Unknown("the session's deadline passed before the acknowledgement")
         for item in self._queue:
             if isinstance(item, Request):
                 fail(item.future, refusal)
@@ -217,7 +224,17 @@ class Engine:
         self._queue_bytes = 0
         for pending in self._pending.values():
             while pending:
-                fail(pending.popleft().future, Unknown("the session's deadline passed before the acknowledgement"))
+                fail(pending.popleft().future, unknown)
+
+    def _refuse_waiting(self, error: FenceKVError) -> None:
+        for item in self._queue:
+            if isinstance(item, Request):
+                fail(item.future, error)
+            elif not item.future.done():
+                item.future.set_exception(error)
+                item.future.exception()  # looked at: nobody may be waiting for it any more
+        self._queue.clear()
+        self._queue_bytes = 0
 
     async def drained(self) -> None:
         """Waits until nothing is queued, running, or unconfirmed by a counted standby."""
@@ -225,8 +242,7 @@ class Engine:
             if self._running is not None:
                 await asyncio.wait([self._running])
             elif self.replicated_seq < self.replica.last.seq or self.replica.commit_seq < self.replica.last.seq:
-                self._committed.clear()
-                await self._committed.wait()
+                await self._change()
             else:
                 return
             if self._stopped is not None:
@@ -241,16 +257,33 @@ class Engine:
     async def _run(self) -> None:
         try:
             while self._queue and self._stopped is None:
-                while self.replica.overlay_full:
-                    if await self.replica.apply_step() == 0:
-                        # Nothing of it is committed yet: standbys must confirm first.
-                        await self.wait_committed(self.replica.commit_seq + 1)
-                await self._round(self._take())
-        except FenceKVError:
-            assert self._stopped is not None
+                batch = self._take() if await self._make_room() else self._take_internal()
+                if batch:
+                    await self._round(batch)
+                elif self._queue and self._stopped is None:
+                    await self._change()  # nothing of the overlay is committed yet: standbys must confirm first
+        except DiskFull as error:
+            self._refuse_waiting(Exhausted(f"the disk of the owner is full: {error}"))
+        except Closed:
+            self.stop(NotOwner("this shard does not hold the partition any more", epoch=self.epoch))
+        except Exception as error:  # a failed commit, a disk that contradicts itself, a bug: stop the process
+            self.stop(NotOwner("an unexpected error on this shard", epoch=self.epoch))
+            self._on_fatal(error)
         finally:
             self._running = None
             self._kick()
+
+    async def _make_room(self) -> bool:
+        """Applies what is committed while the overlay is full; whether there is room then."""
+        while self.replica.overlay_full:
+            if await self.replica.apply_step() == 0:
+                return not self.replica.overlay_full
+        return True
+
+    def _take_internal(self) -> list[Request | Internal]:
+        batch: list[Request | Internal] = [item for item in self._queue if isinstance(item, Internal)]
+        self._queue = deque(item for item in self._queue if isinstance(item, Request))
+        return batch
 
     def _take(self) -> list[Request | Internal]:
         batch: list[Request | Internal] = []
@@ -272,9 +305,12 @@ class Engine:
                     fail(item.future, NotOwner("the session's deadline has passed", epoch=self.epoch))
             batch = [item for item in batch if isinstance(item, Internal)]
         building = Round(self.replica, epoch=self.epoch, unix_ns=self._clock.unix_ns)
+        in_reserve = self.replica.in_reserve()
         for item in batch:
             if isinstance(item, Internal):
                 building.add_internal(item)
+            elif in_reserve and _puts(item.transaction):
+                fail(item.future, Exhausted("the disk of the owner is full: only deletes are taken"))
             elif not item.future.done():
                 building.add(item)
         if building.entries and not await self._commit(building):
@@ -292,7 +328,10 @@ class Engine:
         except DiskFull as error:
             _fail_round(building, Exhausted(f"the disk of the owner is full: {error}"))
             return False
-        except CommitFailed as error:
+        except Closed:
+            _fail_round(building, NotOwner("this shard does not hold the partition any more", epoch=self.epoch))
+            raise
+        except Exception as error:
             _fail_round(building, Unknown("the commit failed: its outcome is not known"))
             self.stop(NotOwner("a commit failed on this shard", epoch=self.epoch))
             self._on_fatal(error)
@@ -301,12 +340,17 @@ class Engine:
 
     def _after_fsync(self, building: Round) -> None:
         self.rounds += 1
-        if building.entries:
-            self._round_ends.append(building.seq)
-            self._unshipped.append((building.seq, self._clock.now()))
         for internal, seq in building.internal:
             if not internal.future.done():
                 internal.future.set_result(seq)
+        if self._stopped is not None:
+            for request, _ in building.answers:
+                fail(request.future, Unknown("the ownership ended during the commit"))
+            return
+        if building.entries:
+            self._round_ends.append(building.seq)
+            if self._has_copies:
+                self._unshipped.append((building.seq, self._clock.now()))
         if self.within_deadline():
             for request, pending in building.answers:
                 self._pending[request.replicated].append(pending)
@@ -322,6 +366,7 @@ class Engine:
             raise self._stopped
         internal = Internal(make, asyncio.get_running_loop().create_future())
         self._queue.append(internal)
+        self._changed.set()
         self._kick()
         return await internal.future
 
@@ -333,6 +378,8 @@ class Engine:
 
     def advance(self) -> None:
         """Moves commit_seq as far as confirmations allow, and acknowledges what it has reached."""
+        if self._stopped is not None:
+            return
         if self._relaxing is not None:
             seq, standbys = self._relaxing
             if all(self.confirmed.get(member, -1) >= seq for member in standbys):
@@ -349,7 +396,7 @@ class Engine:
             self.replica.commit(reached)
             self._on_growth()
         self._acknowledge()
-        self._committed.set()
+        self._changed.set()
 
     def _replicated(self) -> int:
         """The seq that every counted member has fsynced."""
@@ -366,11 +413,12 @@ class Engine:
                 continue
             while pending and pending[0].needs_seq <= reached:
                 item = pending.popleft()
-                if self.within_deadline():
-                    if not item.future.done():
-                        item.future.set_result(item.answer)
-                else:
+                if not self.within_deadline():
                     fail(item.future, Unknown("the session's deadline passed before the acknowledgement"))
+                elif isinstance(item.answer, FenceKVError):
+                    fail(item.future, item.answer)
+                elif not item.future.done():
+                    item.future.set_result(item.answer)
 
     def _check_copies(self, *, replicated: bool) -> None:
         if replicated and self._too_few():
@@ -382,9 +430,13 @@ class Engine:
     def _too_few(self) -> bool:
         return self.standbys_in_set < max(1, self.spec.min_in_sync)
 
+    @property
+    def _has_copies(self) -> bool:
+        return len(self.spec.replicas) > 1
+
     def _unshipped_too_long(self) -> bool:
         """Whether the last confirmed copy is older than the table allows; without standbys it has no bound."""
-        if len(self.spec.replicas) <= 1:
+        if not self._has_copies:
             return False
         heard = max((self.heard_at.get(member, float("-inf")) for member in self.counted), default=float("-inf"))
         copied_at = min(heard, self._unshipped[0][1] if self._unshipped else float("inf"))
@@ -396,6 +448,10 @@ class Engine:
             self._queue_bytes = max(0, self._queue_bytes - request.size_bytes)
             return Unavailable("the partition did not get to this request in time")
         return Unknown("the standbys did not confirm in time")
+
+
+def _puts(transaction: Transaction) -> bool:
+    return any(isinstance(part, Put) for part in (*transaction.then, *transaction.otherwise))
 
 
 def _fail_round(building: Round, error: FenceKVError) -> None:

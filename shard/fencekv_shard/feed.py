@@ -6,6 +6,7 @@ chain hash, tells the standby to cut off what is above, and then ships.
 Invariants:
   * Every message carries the epoch; a standby has promised it durably before it confirms anything.
   * A shipped commit seq stands at the end of a round whose entries were all shipped.
+  * Once the ownership has ended, the journal is not looked at any more: it may follow another one, or be closed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-from fencekv.leases import Session
+from fencekv.leases import MalformedLease, Session
 from fencekv_shard import limits, peer
 from fencekv_shard.engine import Engine
 from fencekv_shard.owned import Owned, Wakeable
@@ -57,7 +58,8 @@ class Feed(Wakeable):
     async def run(self) -> None:
         """Negotiates, then ships until the connection ends."""
         common = await self._common()
-        await self._channel.send(["truncate", self._uid, self.engine.epoch, self._number, common])
+        if not self.ended:
+            await self._channel.send(["truncate", self._uid, self.engine.epoch, self._number, common])
         following = common + 1
         while not self.ended:
             self.wake.clear()
@@ -76,16 +78,20 @@ class Feed(Wakeable):
 
     async def _common(self) -> int:
         """The last seq that both journals have: chain hashes agree up to it, and nowhere above."""
+        if self.ended:
+            return -1
         replica = self.engine.replica
         high = min(self._last_seq, replica.last.seq)
         if high == self._last_seq and replica.chain_at(high) == self._chain:
             return high
         low = -1
-        while low < high:
+        while low < high and not self.ended:
             middle = (low + high + 1) // 2
             self.rounds_of_probes += 1
             await self._channel.send(["probe", self._uid, self.engine.epoch, self._number, middle])
             answer = await self._hashes.get()
+            if self.ended:
+                break
             if answer == (middle, replica.chain_at(middle)):
                 low = middle
             else:
@@ -95,13 +101,14 @@ class Feed(Wakeable):
     async def _ship(self, following: int) -> int:
         """Ships what there is from `following` on, as far as the window allows; gives the next seq."""
         engine = self.engine
-        while following <= engine.replica.last.seq:
+        while not self.ended and following <= engine.replica.last.seq:
             if following - engine.confirmed.get(self.member, following - 1) > limits.SHIP_WINDOW_ENTRIES:
                 break
             entries = engine.replica.raw(following, limits.SHIP_ENTRIES_MAX, limits.SHIP_BYTES_MAX)
             following += len(entries)
             await self._append(entries, following - 1)
-        if engine.replica.commit_seq > self._committed_sent and following > engine.replica.commit_seq:
+        commit = engine.replica.commit_seq
+        if not self.ended and commit > self._committed_sent and following > commit:
             await self._append([], following - 1)
         return following
 
@@ -149,7 +156,11 @@ class Feeds:
         hello = await channel.receive()
         if hello[:2] != ["hello", peer.PROTOCOL] or len(hello) != 5 or hello[4] != self._kvns:
             raise ChannelClosed(f"not one of us: {hello[:2]}")
-        link = _Link(channel, Session.parse(hello[2]), self._lookup, self._spawn)
+        try:
+            session = Session.parse(str(hello[2]))
+        except MalformedLease as error:
+            raise ChannelClosed(str(error)) from error
+        link = _Link(channel, session, self._lookup, self._spawn)
         self._number += 1
         number = self._number
         self._links[number] = link
@@ -163,11 +174,27 @@ class Feeds:
                 over = await self._session_over(link.session)
             link.end(session_over=over)
 
-    async def ping(self, number: int) -> None:
-        """Asks every follower for a sign of life."""
-        for link in list(self._links.values()):
-            with contextlib.suppress(ChannelClosed):
-                await link.channel.send(["ping", number])
+    def ping(self, number: int) -> None:
+        """Asks every follower for a sign of life; waits for none."""
+        for link in self._links.values():
+            link.pings.send(number)
+
+
+class Pings:
+    """The pings on one channel. Sending one can take as long as a frozen peer does not read."""
+
+    def __init__(self, channel: Channel, spawn: Spawn) -> None:
+        self._channel, self._spawn = channel, spawn
+        self._sending: asyncio.Task[None] | None = None  # None: none was sent yet
+
+    def send(self, number: int) -> None:
+        """Sends one, unless the last one has not even left."""
+        if self._sending is None or self._sending.done():
+            self._sending = self._spawn(self._send(number))
+
+    async def _send(self, number: int) -> None:
+        with contextlib.suppress(ChannelClosed):
+            await self._channel.send(["ping", number])
 
 
 class _Link:
@@ -177,6 +204,7 @@ class _Link:
         self, channel: Channel, session: Session, lookup: Callable[[str], Owned | None], spawn: Spawn
     ) -> None:
         self._spawn = spawn
+        self.pings = Pings(channel, spawn)
         self.channel, self.session, self._lookup = channel, session, lookup
         self._feeds: dict[str, tuple[Feed, Owned, asyncio.Task[None]]] = {}
 
@@ -212,7 +240,7 @@ class _Link:
         elif kind == "refuse":
             self._drop(fields(message, str, int, str)[0])
         elif kind == "ping":
-            await self.channel.send(["pong", message[1]])
+            await self.channel.send(["pong", *fields(message, int)])
 
     async def _subscribe(
         self,
@@ -224,6 +252,8 @@ class _Link:
         last_epoch: int,
         chain: bytes,
     ) -> None:
+        if last_seq < -1:
+            raise ChannelClosed(f"subscribe: last seq {last_seq}")
         self._drop(uid)
         owned = self._lookup(uid)
         if owned is None:

@@ -41,7 +41,12 @@ class Event(enum.StrEnum):
 
 TRANSITIONS: Final[dict[Role, dict[Event, Role]]] = {
     Role.STANDBY: {Event.GRANT: Role.GRANTED, Event.DEPOSED: Role.STANDBY},
-    Role.GRANTED: {Event.GRANT: Role.GRANTED, Event.OPENED: Role.OWNER, Event.DEPOSED: Role.STANDBY},
+    Role.GRANTED: {
+        Event.GRANT: Role.GRANTED,
+        Event.OPENED: Role.OWNER,
+        Event.CLOSE: Role.CLOSED,
+        Event.DEPOSED: Role.STANDBY,
+    },
     Role.OWNER: {Event.GRANT: Role.GRANTED, Event.CLOSE: Role.CLOSED, Event.DEPOSED: Role.STANDBY},
     Role.CLOSED: {Event.GRANT: Role.GRANTED, Event.DEPOSED: Role.STANDBY},
 }

@@ -43,6 +43,7 @@ TICK_SECONDS: Final = 0.25  # of the node: silent standbys, pings
 TICK_SLICE_SECONDS_MAX: Final = 0.5  # what one tick may count: a long pause was ours, not the standbys'
 PEER_SILENCE_SECONDS: Final = 2.0  # then the connection is given up and dialled again
 STANDBY_TIMEOUT_SECONDS: Final = 1.0  # a counted standby silent this long is asked out of the set
+STANDBY_STALL_SECONDS: Final = 3.0  # and one that answers, but has confirmed nothing more for this long
 ALONE_SECONDS: Final = 2.0  # an owner below minInSync this long says so on its partition Lease
 DRAIN_SECONDS: Final = 20.0  # for all planned moves at SIGTERM
 FRESH_SECONDS_MAX: Final = 2.0  # a read waits this long for its minimum token

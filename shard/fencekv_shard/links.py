@@ -48,10 +48,10 @@ class Links:
         for link in self._links.values():
             link.tick(slice_seconds)
 
-    async def ping(self, number: int) -> None:
-        """Asks all owners for a sign of life."""
-        for link in list(self._links.values()):
-            await link.ping(number)
+    def ping(self, number: int) -> None:
+        """Asks all owners for a sign of life; waits for none."""
+        for link in self._links.values():
+            link.ping(number)
 
     def close(self) -> None:
         """Ends all connections."""

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from fencekv import leases
 from fencekv.errors import FenceKVError
-from fencekv.kube import LEASES, Kube, KubeConflict, KubeError, KubeNotFound, Unclear
+from fencekv.kube import LEASES, Kube, KubeError, KubeNotFound, Unclear
 from fencekv.leases import PartitionLease, Session
 from fencekv_shard.engine import Engine
 
@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 CAS_SECONDS: Final = 1.0
 RETRY_SECONDS: Final = 0.1
+
+Object = dict[str, Any]
 
 
 class NotOurs(Exception):
@@ -57,6 +59,7 @@ class Membership:
         self._lease = lease
         self.seen = PartitionLease.parse(lease)
         assert self.seen.session == session, (self.seen, session)
+        self.unclear = False  # a write of ours may still land
         self._busy = asyncio.Lock()
 
     @property
@@ -130,16 +133,20 @@ class Membership:
         """
         try:
             self._adopt(await self._kube.replace(LEASES, self._namespace, body, timeout=CAS_SECONDS))
+            self.unclear = False
             return True
         except KubeNotFound as error:
             raise NotOurs("the partition Lease is gone") from error
-        except (Unclear, KubeConflict, KubeError) as error:
+        except Unclear as error:
+            self.unclear = True
+            logger.info("%s: %s", self.seen.name, error)
+        except KubeError as error:
             logger.info("%s: %s", self.seen.name, error)
         try:
             self._adopt(await self._kube.get(LEASES, self._namespace, self.seen.name, timeout=CAS_SECONDS))
         except KubeNotFound as error:
             raise NotOurs("the partition Lease is gone") from error
-        except (Unclear, KubeError) as error:
+        except (Unclear, KubeError, leases.MalformedLease) as error:
             logger.info("%s: cannot be read: %s", self.seen.name, error)
         return False
 
@@ -152,3 +159,39 @@ class Membership:
                 self._on_deposed()
             raise NotOurs(f"{seen.name} names {seen.session} with epoch {seen.epoch}")
         self._lease, self.seen = lease, seen
+
+
+async def current_grant(
+    kube: Kube, namespace: str, grant: PartitionLease, *, wanted: Callable[[], bool]
+) -> Object | None:
+    """The Lease by quorum read, if it still is the grant that a watch showed; None: it is not, or not `wanted`.
+
+    A watch may lag, and what it shows late may be a Lease that was deleted and replaced meanwhile.
+    """
+    while wanted():
+        try:
+            raw = await kube.get(LEASES, namespace, grant.name, timeout=CAS_SECONDS)
+            again = PartitionLease.parse(raw)
+        except KubeNotFound:
+            return None
+        except (Unclear, KubeError, leases.MalformedLease) as error:
+            logger.warning("%s: grant not confirmed yet: %s", grant.name, error)
+            await asyncio.sleep(RETRY_SECONDS)
+            continue
+        same = (again.uid, again.session, again.epoch) == (grant.uid, grant.session, grant.epoch)
+        return raw if same and not again.is_released else None
+    return None
+
+
+async def decline(
+    kube: Kube, namespace: str, grant: PartitionLease, *, seq: int, wanted: Callable[[], bool]
+) -> None:
+    """Gives back a grant under which nothing was or ever will be begun here."""
+    while (raw := await current_grant(kube, namespace, grant, wanted=wanted)) is not None:
+        body = leases.released_partition(raw, epoch=grant.epoch, seq=seq, target="")
+        try:
+            await kube.replace(LEASES, namespace, body, timeout=CAS_SECONDS)
+            return
+        except (Unclear, KubeError) as error:
+            logger.info("%s: not given back yet: %s", grant.name, error)
+        await asyncio.sleep(RETRY_SECONDS)

@@ -43,10 +43,13 @@ class PodMemory:
     def remember(self, renewal: int) -> None:
         """Stores the number of a renewal that was carried out.
 
-        Not fsynced: after a power loss an older number only makes the check less sharp.
+        Not fsynced: after a power loss an older number only makes the check less sharp. A full disk does the same.
         """
         self.renewal = max(self.renewal, renewal)
-        self._write()
+        try:
+            self._write(sync=bool(self._suspects))
+        except OSError as error:
+            logger.error("renewal %d not remembered: %s", renewal, error)
 
     def suspect(self) -> None:
         """Marks the records of all replicas of this pod as suspect, durably."""
@@ -62,7 +65,10 @@ class PodMemory:
         """Takes note of a grant: one above the suspected epoch clears the suspicion."""
         if uid in self._suspects and epoch > self._suspects[uid]:
             del self._suspects[uid]
-            self._write(sync=True)
+            try:
+                self._write(sync=True)
+            except OSError as error:  # it is suspected again after a restart, which costs one more grant
+                logger.error("%s: end of suspicion not remembered: %s", uid, error)
 
     def close(self) -> None:
         """Lets go of the folder."""
@@ -87,6 +93,8 @@ class PodMemory:
                 file.flush()
                 os.fsync(file.fileno())
         beside.rename(self._path)
+        if sync:
+            _sync_folder(self._path.parent)
 
 
 def _locked(path: Path) -> IO[bytes]:
@@ -97,3 +105,11 @@ def _locked(path: Path) -> IO[bytes]:
         file.close()
         raise DataFolderInUse(f"{path.parent} is in use by another process") from error
     return file
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

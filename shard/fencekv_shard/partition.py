@@ -14,24 +14,34 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from fencekv.clock import Clock
-from fencekv.errors import FenceKVError, NotOwner, Unavailable
-from fencekv.kube import LEASES, Kube, KubeError, KubeNotFound, Unclear
+from fencekv.errors import Exhausted, FenceKVError, NotOwner, Unavailable, Unknown
+from fencekv.kube import Kube
 from fencekv.leases import PartitionLease
 from fencekv.token import Token
 from fencekv_shard import limits
-from fencekv_shard.api import Committed, Consistency, HistoryPage, Item, Options, Page, Range, ReadAnswer
+from fencekv_shard.api import (
+    Committed,
+    Consistency,
+    HistoryPage,
+    Item,
+    Options,
+    Page,
+    Range,
+    ReadAnswer,
+)
 from fencekv_shard.engine import Engine
 from fencekv_shard.executor import Executor
 from fencekv_shard.fence import Event, Fence, Role
 from fencekv_shard.freshness import Freshness, judge
-from fencekv_shard.membership import Membership
+from fencekv_shard.membership import Membership, current_grant, decline
 from fencekv_shard.memory import PodMemory
 from fencekv_shard.owned import Owned
-from fencekv_shard.replica import Replica
+from fencekv_shard.replica import Closed, Replica
 from fencekv_shard.session import SessionKeeper
 from fencekv_shard.spec import PartitionSpec
 from fencekv_shard.store import CommitFailed, DiskFull, StalePromise
@@ -39,8 +49,7 @@ from fencekv_shard.transaction import Transaction
 
 logger = logging.getLogger(__name__)
 
-CONFIRM_SECONDS: Final = 1.0
-CONFIRM_PAUSE_SECONDS: Final = 0.1
+OPEN_PAUSE_SECONDS: Final = 0.5
 
 Spawn = Callable[[Coroutine[Any, Any, None]], object]
 
@@ -85,6 +94,7 @@ class Partition:
         self._raw: dict[str, Any] | None = None
         self._settling = False
         self._moving = False
+        self._held = 0  # requests that wait for the end of a move
         self._route_changed = asyncio.Event()
         self._progress = asyncio.Event()
         self._applying = False
@@ -178,6 +188,8 @@ class Partition:
             await self._fresh(options.min_token, owner=primary)
         if primary:
             self._admit(options)
+        if self.replica.closed:
+            raise Unavailable(f"{self.name}: its replica here is not open")
 
     def _confirm_read(self, options: Options) -> None:
         """After the snapshot of a primary read: the deadline must not have passed meanwhile."""
@@ -235,25 +247,31 @@ class Partition:
         """The Lease grants us a new epoch."""
         self._around.follow.unfollow(self)
         self._depose(NotOwner("granted anew", epoch=seen.epoch))
-        if self.member not in seen.in_sync:
-            logger.error("%s: granted to us, but %s is not in %s", self.name, self.member, seen.in_sync)
-            return
+        is_member = self.member in seen.in_sync
+        # From here on this shard reports the epoch, so that no other grant uses it again.
         self.fence = self.fence.on(Event.GRANT, epoch=seen.epoch)
-        current = await self._confirmed(seen)
-        if current is None:
+        around = self._around
+        current = await current_grant(around.kube, around.namespace, seen, wanted=self._wanted)
+        if current is not None and not is_member:
+            logger.error("%s: granted to us, but %s is not in %s", self.name, self.member, seen.in_sync)
+            await decline(around.kube, around.namespace, seen, seq=self.replica.last.seq, wanted=self._wanted)
+        if current is None or not is_member:
             self.fence = self.fence.on(Event.DEPOSED)
             return
         raw = current
         try:
             await self.replica.promise(seen.epoch)
         except StalePromise as error:
+            # The report says which epoch was promised, and the operator grants above it.
             logger.warning("%s: %s", self.name, error)
             self.fence = self.fence.on(Event.DEPOSED)
             return
         except (CommitFailed, DiskFull) as error:
-            self._around.on_fatal(error)
+            around.on_fatal(error)
             return
-        around = self._around
+        if self._closed:
+            return
+        deposed = partial(self._deposed_under, seen.epoch)
         engine = Engine(
             replica=self.replica,
             epoch=seen.epoch,
@@ -262,7 +280,7 @@ class Partition:
             clock=around.clock,
             spec=self.spec,
             on_growth=self._grown,
-            on_deposed=self._deposed_by_promise,
+            on_deposed=deposed,
             on_fatal=around.on_fatal,
         )
         membership = Membership(
@@ -271,45 +289,35 @@ class Partition:
             session=around.session.session,
             engine=engine,
             lease=raw,
-            on_deposed=self._deposed_by_promise,
+            on_deposed=deposed,
         )
         self.owned = Owned(engine=engine, membership=membership, spawn=around.spawn)
         around.spawn(self._open(self.owned, seen))
 
-    async def _confirmed(self, seen: PartitionLease) -> dict[str, Any] | None:
-        """The Lease by quorum read, if it still is the grant that a watch showed; None: it is not.
-
-        A watch may lag, and what it shows late may be a Lease that was deleted and replaced meanwhile. From here
-        on this shard reports the epoch, so that no other grant uses it again.
-        """
-        around = self._around
-        while not self._closed and not around.session.over:
-            try:
-                raw = await around.kube.get(LEASES, around.namespace, seen.name, timeout=CONFIRM_SECONDS)
-            except KubeNotFound:
-                return None
-            except (Unclear, KubeError) as error:
-                logger.warning("%s: grant not confirmed yet: %s", self.name, error)
-                await asyncio.sleep(CONFIRM_PAUSE_SECONDS)
-                continue
-            again = PartitionLease.parse(raw)
-            same = (again.uid, again.session, again.epoch) == (seen.uid, seen.session, seen.epoch)
-            return raw if same and not again.is_released else None
-        return None
+    def _wanted(self) -> bool:
+        return not self._closed and not self._around.session.over
 
     async def _open(self, owned: Owned, seen: PartitionLease) -> None:
         session = str(self._around.session.session)
-        try:
-            await owned.engine.open(session=session, members=seen.in_sync, set_version=seen.set_version)
-        except FenceKVError as error:
-            logger.info("%s: epoch %d not opened: %s", self.name, seen.epoch, error)
-            return
-        if self.owned is owned:
+        while self.owned is owned:
+            try:
+                await owned.engine.open(session=session, members=seen.in_sync, set_version=seen.set_version)
+                break
+            except Exhausted as error:
+                logger.warning("%s: epoch %d not opened yet: %s", self.name, seen.epoch, error)
+                await asyncio.sleep(OPEN_PAUSE_SECONDS)
+            except FenceKVError as error:
+                logger.info("%s: epoch %d not opened: %s", self.name, seen.epoch, error)
+                return
+        if self.owned is owned and self.fence.role is Role.GRANTED:
             self.fence = self.fence.on(Event.OPENED)
+            self._route_changed.set()
             logger.info("%s: owner with epoch %d", self.name, seen.epoch)
 
-    def _deposed_by_promise(self) -> None:
-        self._depose(NotOwner("a newer owner exists", epoch=self.fence.epoch))
+    def _deposed_under(self, epoch: int) -> None:
+        """What worked for `epoch` found out that a newer one exists: which may be ours as well."""
+        if self.fence.epoch == epoch:
+            self._depose(NotOwner("a newer owner exists", epoch=epoch))
 
     def _depose(self, error: FenceKVError) -> None:
         if self.owned is not None:
@@ -326,43 +334,49 @@ class Partition:
         `target` empty: the first standby, in the order of placement, that holds everything.
         """
         owned = self.owned
-        if owned is None or self.fence.role is not Role.OWNER or self._moving:
+        if owned is None or self.fence.role not in {Role.OWNER, Role.GRANTED} or self._moving:
             return False
         self._moving = True
         self._route_changed.clear()
         try:
-            async with asyncio.timeout(limits.HELD_SECONDS_MAX):
-                await owned.engine.drained()
-        except (TimeoutError, FenceKVError) as error:
-            logger.warning("%s: not moved, standbys do not confirm: %r", self.name, error)
-            self._moving = False
-            self._route_changed.set()
-            return False
-        chosen = target or owned.in_sync_target(self.spec.replicas)
-        seq = self.replica.last.seq
-        try:
+            if not await owned.drained():
+                return False
+            chosen = target or owned.in_sync_target(self.spec.replicas)
+            seq = self.replica.last.seq
             await self.replica.close_epoch(owned.engine.epoch)
             if self.owned is owned:
                 self.fence = self.fence.on(Event.CLOSE)
-                await owned.membership.release(seq=seq, target=chosen)
+            # Also when it was deposed meanwhile: a closed epoch that still stands on the Lease serves nobody.
+            owned.engine.expire(NotOwner("the partition is being moved"), Unknown("the epoch was closed"))
+            await owned.membership.release(seq=seq, target=chosen)
+            return True
         except (CommitFailed, DiskFull) as error:
             self._around.on_fatal(error)
             return False
+        except Closed:
+            return False
         finally:
             self._moving = False
-        return True
+            self._route_changed.set()
 
     async def hold(self) -> None:
-        """Waits while a planned move is under way and nobody else is known to be the owner yet."""
-        if not self._moving and self.fence.role is not Role.CLOSED:
+        """Waits while a planned move is under way, or an epoch is being opened, and no other owner is known."""
+        if not self._between_owners or self._held >= limits.HELD_REQUESTS_MAX:
             return
+        self._held += 1
         try:
             async with asyncio.timeout(limits.HELD_SECONDS_MAX):
-                while self._moving or self.fence.role is Role.CLOSED:
+                while self._between_owners:
                     self._route_changed.clear()
                     await self._route_changed.wait()
         except TimeoutError:
             return
+        finally:
+            self._held -= 1
+
+    @property
+    def _between_owners(self) -> bool:
+        return self._moving or self.fence.role in {Role.CLOSED, Role.GRANTED}
 
     # -- following --------------------------------------------------------------------------------------------
 
@@ -372,14 +386,15 @@ class Partition:
             promised, around = self.replica.promised, self._around
             if promised != epoch or self.fence.role is not Role.STANDBY:
                 return
+            uid, executor = self.spec.uid, around.executor_of(self.spec.uid)
             await self.replica.close()
-            self.replica = await Replica.reseed(
-                around.folder,
-                self.spec.uid,
-                executor=around.executor_of(self.spec.uid),
-                new_id=around.new_id,
-                promised=promised,
-            )
+            try:
+                self.replica = await Replica.reseed(
+                    around.folder, uid, executor=executor, new_id=around.new_id, promised=promised
+                )
+            except DiskFull:  # the old one is still in place
+                self.replica = await Replica.open(around.folder, uid, executor=executor, new_id=around.new_id)
+                raise
 
     def committed(self, seq: int) -> None:
         """The owner says that entries up to `seq` are committed."""
@@ -418,7 +433,7 @@ class Partition:
         try:
             while not self._closed and await self.replica.apply_step() > 0:
                 pass
-        except DiskFull as error:
+        except (DiskFull, Closed) as error:
             logger.warning("%s: not applied: %s", self.name, error)
         except CommitFailed as error:
             self._around.on_fatal(error)
@@ -441,7 +456,9 @@ class Partition:
             self._apply_timer.cancel()
         self._around.follow.unfollow(self)
         self._depose(NotOwner("this shard does not hold the partition any more"))
-        await self.replica.close()
+        self._route_changed.set()
+        async with self._replica_changes:
+            await self.replica.close()
 
     def report(self) -> dict[str, object]:
         """This replica's part of the shard's report."""

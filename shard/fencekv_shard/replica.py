@@ -144,6 +144,11 @@ class Replica:
     # -- what it knows ---------------------------------------------------------------------------------------
 
     @property
+    def closed(self) -> bool:
+        """Whether it was closed: nothing can be read or written any more."""
+        return self._closed
+
+    @property
     def replica_id(self) -> str:
         """The id made when it was created or seeded anew."""
         return self._state.replica_id
@@ -208,6 +213,10 @@ class Replica:
         """Whether writers should wait for apply steps."""
         return self._overlay.full
 
+    def in_reserve(self) -> bool:
+        """Whether the disk is so full that only what frees room, or keeps ownership going, may be written."""
+        return self._store.in_reserve()
+
     def root(self) -> bytes:
         """The root of the Merkle mountain range over the whole journal."""
         return journal.root(self._state.peaks)
@@ -258,16 +267,17 @@ class Replica:
         if pairs:
             await self._exclusively(step)
 
-    async def append_copied(self, raw: Sequence[bytes], *, epoch: int) -> None:
-        """Appends entries as the owner of `epoch` sent them; durable when it returns.
+    async def append_copied(self, raw: Sequence[bytes], *, epoch: int) -> int:
+        """Appends entries as the owner of `epoch` sent them; durable when it returns. Gives the last one's seq.
 
         Raises:
             Invalid: one is malformed, or does not follow. Nothing was written.
             PromiseMoved, DiskFull, CommitFailed: as `append_own`.
         """
         pairs = [(journal.decode_entry(data), data) for data in raw]
+        assert pairs, "nothing to append"
 
-        async def step() -> None:
+        async def step() -> int:
             last = self.last
             for entry, _ in pairs:
                 problem = successor_problem(last, entry)
@@ -277,9 +287,9 @@ class Replica:
                     raise Invalid(f"entry: {problem}", field="entry")
                 last = Position(entry.epoch, entry.seq, entry.txid)
             await self._append(pairs, epoch)
+            return last.seq
 
-        if pairs:
-            await self._exclusively(step)
+        return await self._exclusively(step)
 
     async def _append(self, pairs: Sequence[tuple[Entry, bytes]], epoch: int) -> None:
         if self.promised != epoch or self.closed_epoch >= epoch:  # cheap; the store asks the disk once more

@@ -40,11 +40,11 @@ class Internal:
 
 @dataclass(slots=True, eq=False)
 class Pending:
-    """An answer that waits until `needs_seq` is committed."""
+    """An answer that waits until `needs_seq` is committed: a refusal that rests on the journal waits too."""
 
     future: asyncio.Future[Committed]
     needs_seq: int
-    answer: Committed
+    answer: Committed | FenceKVError
 
 
 class Round:
@@ -68,12 +68,11 @@ class Round:
         self.internal.append((item, self.seq))
 
     def add(self, request: Request) -> None:
-        """Evaluates a request; one that fails its checks is answered at once, and leaves no trace."""
+        """Evaluates a request; one that fails its checks leaves no trace."""
         try:
             pending = self._evaluate(request)
         except FenceKVError as error:
-            fail(request.future, error)
-            return
+            pending = Pending(request.future, self.seq, error)
         self.answers.append((request, pending))
 
     def _read(self, key: str) -> Record | None:

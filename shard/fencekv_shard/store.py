@@ -335,6 +335,10 @@ class Store:
         self._failed = True
         return CommitFailed(f"{self.path}: {error}")
 
+    def in_reserve(self) -> bool:
+        """Whether what is free on the disk is the reserve, or less."""
+        return _is_in_reserve(self.path)
+
     # -- reading ---------------------------------------------------------------------------------------------
 
     def record(self, seq: int) -> bytes | None:
@@ -438,6 +442,12 @@ def sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _is_in_reserve(path: Path) -> bool:
+    disk = os.statvfs(path)
+    total, free = disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
+    return free < max(limits.DISK_RESERVE_BYTES, total * limits.DISK_RESERVE_SHARE)
 
 
 def _require_room(path: Path, payload_bytes: int) -> None:

@@ -22,9 +22,9 @@ from typing import Any, Final, Protocol
 from fencekv.errors import Invalid
 from fencekv.leases import Session
 from fencekv_shard import limits, peer
-from fencekv_shard.feed import Spawn, fields
+from fencekv_shard.feed import Pings, Spawn, fields
 from fencekv_shard.peer import Channel, ChannelClosed, Message, Transport
-from fencekv_shard.replica import Replica
+from fencekv_shard.replica import Closed, Replica
 from fencekv_shard.store import BelowApplied, CommitFailed, DiskFull, PromiseMoved, StalePromise
 
 logger = logging.getLogger(__name__)
@@ -59,6 +59,7 @@ class Link:
         self._transport, self._session, self._kvns = transport, session, kvns
         self._wanted: dict[str, _Stream] = {}
         self._channel: Channel | None = None
+        self._pings: Pings | None = None  # None: not connected
         self._task: asyncio.Task[None] | None = None
         self._heard = True
         self._silent_seconds = 0.0
@@ -116,11 +117,15 @@ class Link:
             self._silent_seconds = 0.0
             self._channel.close()
 
-    async def ping(self, number: int) -> None:
-        """Asks the owner for a sign of life."""
+    def ping(self, number: int) -> None:
+        """Asks the owner for a sign of life; does not wait for the ping to leave."""
+        if self._pings is not None:
+            self._pings.send(number)
+
+    def hang_up(self) -> None:
+        """Ends the connection of the moment; a new one follows."""
         if self._channel is not None:
-            with contextlib.suppress(ChannelClosed):
-                await self._channel.send(["ping", number])
+            self._channel.close()
 
     async def send(self, message: Message) -> None:
         """Sends on the connection of the moment. Raises ChannelClosed."""
@@ -136,12 +141,13 @@ class Link:
                 try:
                     await self._greet(channel)
                     self._channel, self._heard = channel, True
+                    self._pings = Pings(channel, self._spawn)
                     backoff = BACKOFF_SECONDS_MIN
                     for stream in list(self._wanted.values()):
                         stream.subscribe_soon(0.0)
                     await self._receive(channel)
                 finally:
-                    self._channel = None
+                    self._channel = self._pings = None
                     channel.close()
             except ChannelClosed as error:
                 logger.debug("%s: %s", self.address, error)
@@ -163,8 +169,8 @@ class Link:
             message = await channel.receive()
             self._heard = True
             if message[0] == "ping":
-                await channel.send(["pong", message[1]])
-            elif len(message) > 1 and message[1] in self._wanted:
+                await channel.send(["pong", *fields(message, int)])
+            elif len(message) > 1 and isinstance(message[1], str) and message[1] in self._wanted:
                 await self._wanted[message[1]].put(message)
 
 
@@ -222,9 +228,14 @@ class _Stream:
                 await self._take(message)
         except ChannelClosed as error:
             logger.debug("%s: %s", self._uid, error)
+            if not self._stopped:
+                self._link.hang_up()  # the next connection subscribes anew
         except (StalePromise, PromiseMoved) as error:
             logger.info("%s: %s", self._uid, error)
             await self._refuse("stale-epoch")
+        except Closed as error:
+            logger.info("%s: %s", self._uid, error)  # the partition leaves this shard, or its replica is exchanged
+            self._again()
         except (Invalid, DiskFull) as error:
             logger.warning("%s: %s", self._uid, error)
             self._again()
@@ -260,13 +271,15 @@ class _Stream:
             _, epoch, number, seq = fields(message, str, int, int, int)
             if number == self._number:
                 await replica.promise(epoch)
-                await self._truncate(epoch, seq)
+                await self._truncate(epoch, _seq(seq))
         elif kind == "probe":
             _, epoch, number, seq = fields(message, str, int, int, int)
             if number != self._number:
                 return
             await replica.promise(epoch)
-            chain = replica.chain_at(min(seq, replica.last.seq))
+            if self._stopped:
+                return
+            chain = replica.chain_at(min(_seq(seq), replica.last.seq))
             await self._link.send(["hash", self._uid, epoch, seq, chain])
         elif kind == "refuse":
             self._again()
@@ -277,14 +290,14 @@ class _Stream:
         if entries:
             if replica.overlay_full:
                 await replica.apply_step()
-            await replica.append_copied(entries, epoch=epoch)
-            await self._confirm(epoch)
-        if commit <= replica.last.seq:
+            await self._confirm(epoch, await replica.append_copied(entries, epoch=epoch))
+        if not self._stopped and self._following.replica is replica and commit <= replica.last.seq:
             self._following.committed(commit)
 
     async def _truncate(self, epoch: int, seq: int) -> None:
+        replica = self._following.replica
         try:
-            tail = await self._following.replica.truncate(seq, epoch=epoch)
+            tail = await replica.truncate(seq, epoch=epoch)
         except BelowApplied as error:
             logger.warning("%s: diverged below what was applied, seeding anew: %s", self._uid, error)
             await self._following.reseed(epoch)
@@ -293,11 +306,11 @@ class _Stream:
         if tail is not None:
             logger.warning("%s: divergent tail set aside in %s", self._uid, tail)
         self._backoff = BACKOFF_SECONDS_MIN
-        await self._confirm(epoch)
+        await self._confirm(epoch, min(seq, replica.last.seq))
 
-    async def _confirm(self, epoch: int) -> None:
-        replica = self._following.replica
-        await self._link.send(["confirm", self._uid, epoch, replica.replica_id, replica.last.seq])
+    async def _confirm(self, epoch: int, seq: int) -> None:
+        """`seq`: of the write that was just made. By now the replica may hold what another owner sent."""
+        await self._link.send(["confirm", self._uid, epoch, self._following.replica.replica_id, seq])
 
     async def _refuse(self, reason: str) -> None:
         with contextlib.suppress(ChannelClosed):
@@ -305,5 +318,13 @@ class _Stream:
         self._again()
 
     def _again(self) -> None:
+        if self._stopped:
+            return
         self.subscribe_soon(self._backoff)
         self._backoff = min(self._backoff * 2, BACKOFF_SECONDS_MAX)
+
+
+def _seq(seq: int) -> int:
+    if seq < -1:
+        raise ChannelClosed(f"seq {seq}")
+    return seq

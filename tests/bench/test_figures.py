@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from bench.figures import ETCD, FENCEKV, Leg, Spread, percentile, ratios, rows, schedule
 from bench.loader import Load
 from bench.memory import parsed
-from bench.report import document
+from bench.report import document, noise_cores
 from bench.workers import merged, shares
 
 
@@ -68,6 +69,12 @@ def test_a_run_without_any_answer_is_null_in_the_document() -> None:
     )
     assert found["runs"][0]["p50_ms"] is None
     assert found["puts"][0]["p50_ms"]["median"] is None
+
+
+def test_noise_is_the_median_of_what_others_took() -> None:
+    quiet = leg(ETCD, 0, 1.0)
+    assert noise_cores([quiet, quiet, replace(quiet, others_cores=1.5)]) == 0.1
+    assert noise_cores([replace(quiet, others_cores=None)]) is None
 
 
 def test_clients_are_divided_among_processes() -> None:

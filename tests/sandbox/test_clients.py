@@ -27,6 +27,7 @@ from conformance.samples import (
 Object = dict[str, Any]
 
 SECONDS = 20
+pytestmark = pytest.mark.slow  # Importing the clients alone takes seconds.
 
 
 async def until(condition: Any, what: str) -> Any:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ def find_kubectl() -> str | None:
 
 KUBECTL = find_kubectl()
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(KUBECTL is None, reason="no kubectl in KUBEBUILDER_ASSETS or on the PATH"),
 ]
 
@@ -91,10 +93,10 @@ async def test_apply_creates_configures_and_leaves_alone(kubectl: Kubectl) -> No
 
 
 async def test_apply_refuses_what_the_schema_does_not_know(kubectl: Kubectl) -> None:
-    printed = await kubectl.apply(widget(sise=4), status=1)
-    assert 'unknown field "spec.sise"' in printed
-    printed = await kubectl.apply(widget(sise=4), more=("--validate=warn",))
-    assert 'Warning: unknown field "spec.sise"' in printed
+    printed = await kubectl.apply(widget(surplus=4), status=1)
+    assert 'unknown field "spec.surplus"' in printed
+    printed = await kubectl.apply(widget(surplus=4), more=("--validate=warn",))
+    assert 'Warning: unknown field "spec.surplus"' in printed
     printed = await kubectl.apply(widget("b", size=40), status=1)
     assert "spec.size in body should be less than or equal to 9" in printed
     printed = await kubectl.apply(lease(duration=5), status=1)
@@ -238,6 +240,31 @@ async def test_leases_and_statefulsets_are_shown(kubectl: Kubectl) -> None:
     assert "Replicas:" in await kubectl.run("describe", "sts", "a")
     everything = await kubectl.run("get", "all")
     assert "statefulset.apps/a" in everything
+
+
+async def test_create_from_arguments(kubectl: Kubectl) -> None:
+    assert "created" in await kubectl.run("create", "configmap", "m", "--from-literal=a=b", "--from-literal=c=")
+    assert json.loads(await kubectl.run("get", "cm", "m", "-o", "json"))["data"] == {"a": "b", "c": ""}
+    assert "created" in await kubectl.run("create", "secret", "generic", "s", "--from-literal=a=b")
+    assert json.loads(await kubectl.run("get", "secret", "s", "-o", "json"))["data"] == {"a": "Yg=="}
+    assert "created" in await kubectl.run("create", "serviceaccount", "robot")
+    assert (await kubectl.run("create", "token", "robot", "--duration=1h")).strip()
+    assert (await kubectl.run("auth", "can-i", "create", "leases")).strip() == "yes"
+    name = f"{kubectl.namespace}-more"
+    assert "created" in await kubectl.run("create", "namespace", name)
+    assert (await get(kubectl.api, f"/api/v1/namespaces/{name}"))["status"]["phase"] == "Active"
+
+
+async def test_the_log_of_a_pod_is_shown(kubectl: Kubectl) -> None:
+    if kubectl.api.embedded is None:
+        pytest.skip("a bare control plane has no kubelet to ask for logs")
+
+    async def logs(namespace: str, name: str, **options: Any) -> AsyncIterator[bytes]:
+        yield f"{namespace}/{name} {options['tail_lines']} {options['follow']}\n".encode()
+
+    kubectl.api.embedded.pod_logs = logs
+    await create(kubectl.api, pods(kubectl.namespace), pod())
+    assert await kubectl.run("logs", "a", "--tail=5", "-f") == f"{kubectl.namespace}/a 5 True\n"
 
 
 async def test_the_crds_and_samples_of_the_project_apply(kubectl: Kubectl) -> None:

@@ -194,7 +194,7 @@ async def test_a_lease_behind_what_the_pod_remembers_makes_the_records_suspect(w
 
 
 async def test_an_absent_lease_is_suspect_only_to_a_pod_that_had_one(world: World) -> None:
-    keeper = await world.taken(ONE)
+    await world.taken(ONE)
     assert world.memory.suspected == 0
     await world.kube.delete(LEASES, "default", NAME)
     await world.taken(TWO)

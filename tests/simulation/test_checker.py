@@ -233,6 +233,11 @@ def test_a_falling_epoch_is_found_also_over_a_deleted_lease() -> None:
     assert any("fell" in finding for finding in check_owners(grants))
 
 
+def test_an_old_grant_that_a_restored_store_shows_again_is_no_new_one() -> None:
+    grants = [Grant(partition="p", epoch=epoch, holder=f"{epoch}/u/n") for epoch in (1, 2, 1, 3)]
+    assert check_owners(grants) == []
+
+
 def test_an_acknowledgement_of_someone_who_was_never_granted_is_found() -> None:
     grants = [Grant(partition="p", epoch=1, holder="a/u/n")]
     assert check_owners(grants, [said("a", epoch=1)]) == []

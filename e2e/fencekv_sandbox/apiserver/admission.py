@@ -95,30 +95,38 @@ class Admission:
 
     def decoded(self, resource: Resource, obj: Object, level: str) -> tuple[Object, tuple[str, ...]]:
         """The object without fields nobody knows; by `level` they are ignored, warned of or refused."""
-        builtin = resource.custom is None
-        if builtin:
-            obj = defaults.without_nulls(obj)
-        shape = self.schema_of(resource)
+        # Large, and free of form: not worth a walk at each renewal of a Lease.
+        managers = obj["metadata"].pop("managedFields", None)
         unknown: list[str] = []
-        if shape:
-            if builtin:
-                error = decode_error(obj, shape, resource.kind)
-                if error is not None:
-                    raise UndecodableError(resource, error)
-            elif resource.custom is not None and not resource.custom.preserve_unknown:
-                self._check_custom_metadata(resource, obj)
-            if builtin:
-                schema.prune(obj, shape, "", unknown, builtin=True)
-            else:
-                meta = obj.pop("metadata")
-                schema.prune(obj, shape, "", unknown)
-                schema.prune(meta, META_REFERENCE, "metadata", unknown, builtin=True)
-                obj["metadata"] = meta
+        if resource.custom is None:
+            obj = self._decoded_builtin(resource, obj, unknown)
+        else:
+            self._decode_custom(resource, obj, unknown)
+        if isinstance(managers, list):
+            obj["metadata"]["managedFields"] = managers
         if unknown and level == "Strict":
             text = ", ".join(f'unknown field "{path}"' for path in unknown)
             raise UndecodableError(resource, f"strict decoding error: {text}", tuple(unknown))
         warnings = tuple(f'unknown field "{path}"' for path in unknown) if level == "Warn" else ()
         return obj, warnings
+
+    def _decoded_builtin(self, resource: Resource, obj: Object, unknown: list[str]) -> Object:
+        obj = defaults.without_nulls(obj)
+        shape = self.schema_of(resource)
+        error = decode_error(obj, shape, resource.kind)
+        if error is not None:
+            raise UndecodableError(resource, error)
+        schema.prune(obj, shape, "", unknown, builtin=True)
+        return obj
+
+    def _decode_custom(self, resource: Resource, obj: Object, unknown: list[str]) -> None:
+        assert resource.custom is not None
+        self._check_custom_metadata(resource, obj)
+        meta = obj.pop("metadata")
+        if not resource.custom.preserve_unknown:
+            schema.prune(obj, self.schema_of(resource), "", unknown)
+        schema.prune(meta, META_REFERENCE, "metadata", unknown, builtin=True)
+        obj["metadata"] = meta
 
     @staticmethod
     def _check_custom_metadata(resource: Resource, obj: Object) -> None:

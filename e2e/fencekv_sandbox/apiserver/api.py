@@ -61,7 +61,8 @@ class ApiServer:
         self._patcher = Patcher(self.core, self._admission, self._writer)
         self._collector = Collector(self.core, self._writer, owners=collect_owners)
         self._snapshot: Snapshot | None = None  # What stale lists show.
-        self.core.created.clear()
+        self._openapi: tuple[int, dict[str, Response]] = (-1, {})
+        self._collector.resume()
 
     # Entry points
 
@@ -146,12 +147,32 @@ class ApiServer:
             return answer(discovery.core_versions())
         if path == "/apis":
             return answer(discovery.group_list(registry))
-        if path == "/openapi/v3":
-            return answer(openapi.paths_document(registry))
+        if path.startswith("/openapi/v3"):
+            return self._openapi_document(path)
         return self._group_document(path)
 
+    def _openapi_document(self, path: str) -> Response:
+        """Made anew only when what is served has changed: that takes its time."""
+        registry = self.core.registry
+        if self._openapi[0] != registry.generation:
+            self._openapi = (registry.generation, {})
+        known = self._openapi[1]
+        if path not in known:
+            if path == "/openapi/v3":
+                found: Object | None = openapi.paths_document(registry)
+            else:
+                _, _, rest = path.partition("/openapi/v3/")
+                root, _, group_version = rest.partition("/")
+                group, _, version = group_version.rpartition("/")
+                served = root == ("apis" if group else "api")
+                found = openapi.group_document(registry, group, version) if served else None
+            if found is None:
+                raise PageNotFound(path)
+            known[path] = answer(found)
+        return known[path]
+
     def _group_document(self, path: str) -> Response | None:
-        """Discovery and OpenAPI of one group."""
+        """Discovery of one group."""
         registry = self.core.registry
         found: Object | None = None
         match path.strip("/").split("/"):
@@ -161,10 +182,6 @@ class ApiServer:
                 found = discovery.group_document(registry, group)
             case ["apis", group, version]:
                 found = discovery.resource_list(registry, group, version)
-            case ["openapi", "v3", "api", version]:
-                found = openapi.group_document(registry, "", version)
-            case ["openapi", "v3", "apis", group, version]:
-                found = openapi.group_document(registry, group, version)
             case _:
                 return None
         if found is None:

@@ -34,6 +34,7 @@ _ESCAPES: Final = {".": "__dot__", "-": "__dash__", "/": "__slash__", "__": "__u
 _FIND_MAX: Final = 10_000
 
 
+@lru_cache(maxsize=4096)
 def escaped(name: str) -> str | None:
     """A property's name as rules spell it; None: rules cannot reach it."""
     if name in RESERVED:

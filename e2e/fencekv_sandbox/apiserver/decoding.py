@@ -1,11 +1,13 @@
 """Bodies into documents, and the errors a typed server finds while it decodes.
 
 Invariants:
-  * Only JSON, and YAML where the real server takes it, are decoded; a body is one document.
+  * A body is one document, in JSON, or in YAML where the real server takes it. Protobuf is understood for the few
+    kinds that `kubectl create` sends in it; answers are never protobuf.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from typing import Any, Final
@@ -19,6 +21,7 @@ from .store import Object
 
 BODY_BYTES_MAX: Final = 3 * 1024 * 1024
 BODY_TYPES: Final = ("application/json", "application/yaml")
+PROTOBUF_TYPE: Final = "application/vnd.kubernetes.protobuf"
 PATCH_TYPES: Final = (
     "application/json-patch+json",
     "application/merge-patch+json",
@@ -41,6 +44,10 @@ def media_type(request: Request) -> str:
 def document_of(request: Request, kind: str = "") -> Object:
     """The body of a create, update or delete."""
     media = media_type(request) or "application/json"
+    if media == PROTOBUF_TYPE:
+        document = protobuf_document(request.body)
+        if document is not None:
+            return document
     if media not in BODY_TYPES:
         raise unsupported_media_type([*BODY_TYPES])
     return load(request.body, yaml_too=media == "application/yaml", kind=kind)
@@ -180,3 +187,112 @@ def _go_type(shape: Object) -> str:
             return "map[string]" + _go_type(resolved(inner)) if isinstance(inner, dict) else "struct"
         case other:
             return str(other)
+
+
+# Protobuf: fields by number, for the kinds that kubectl makes from its arguments. A type is a text, or a message;
+# "*" stands for repeated, "map" for texts by texts, "map bytes" for base64 by texts.
+
+_Message = dict[int, tuple[str, Any]]
+
+_METADATA: Final[_Message] = {
+    1: ("name", "text"), 2: ("generateName", "text"), 3: ("namespace", "text"), 5: ("uid", "text"),
+    6: ("resourceVersion", "text"), 11: ("labels", "map"), 12: ("annotations", "map"), 14: ("finalizers", "text*"),
+}  # fmt: skip
+_ASKED: Final[_Message] = {
+    number: (name, "text")
+    for number, name in enumerate(
+        ("namespace", "verb", "group", "version", "resource", "subresource", "name"), start=1
+    )
+}
+_KINDS: Final[dict[tuple[str, str], _Message]] = {
+    ("v1", "Namespace"): {1: ("metadata", _METADATA)},
+    ("v1", "ServiceAccount"): {1: ("metadata", _METADATA)},
+    ("v1", "ConfigMap"): {
+        1: ("metadata", _METADATA), 2: ("data", "map"), 3: ("binaryData", "map bytes"), 4: ("immutable", "flag"),
+    },
+    ("v1", "Secret"): {
+        1: ("metadata", _METADATA), 2: ("data", "map bytes"), 3: ("type", "text"), 4: ("stringData", "map"),
+        5: ("immutable", "flag"),
+    },
+    ("authentication.k8s.io/v1", "TokenRequest"): {
+        1: ("metadata", _METADATA),
+        2: ("spec", {1: ("audiences", "text*"), 4: ("expirationSeconds", "number")}),
+    },
+    ("authorization.k8s.io/v1", "SelfSubjectAccessReview"): {
+        1: ("metadata", _METADATA),
+        2: ("spec", {1: ("resourceAttributes", _ASKED)}),
+    },
+}  # fmt: skip
+_MAGIC: Final = b"k8s\x00"
+_ENVELOPE: Final[_Message] = {
+    1: ("type", {1: ("apiVersion", "text"), 2: ("kind", "text")}),
+    2: ("raw", "bytes"),
+}
+
+
+def protobuf_document(body: bytes) -> Object | None:
+    """A protobuf body as a document; None: its kind is not understood."""
+    if not body.startswith(_MAGIC):
+        raise bad_request("the body has no protobuf magic")
+    try:
+        envelope = _message(body[len(_MAGIC) :], _ENVELOPE)
+        named = envelope.get("type", {})
+        shape = _KINDS.get((named.get("apiVersion", ""), named.get("kind", "")))
+        if shape is None:
+            return None
+        document = _message(base64.b64decode(envelope.get("raw", "")), shape)
+    except (IndexError, UnicodeDecodeError, ValueError) as error:
+        raise bad_request(f"the body is no protobuf: {error}") from error
+    # A field that is empty on the wire was not set.
+    kept = {name: value for name, value in document.items() if value not in ("", {}, [])}
+    return {**named, "metadata": {}, **kept}
+
+
+def _message(data: bytes, shape: _Message) -> Object:
+    document: Object = {}
+    at = 0
+    while at < len(data):
+        tag, at = _varint(data, at)
+        value: int | bytes
+        match tag & 7:
+            case 0:
+                value, at = _varint(data, at)
+            case 2:
+                length, at = _varint(data, at)
+                if at + length > len(data):
+                    raise ValueError("a field is longer than its message")
+                value, at = data[at : at + length], at + length
+            case other:
+                raise ValueError(f"wire type {other}")
+        name, kind = shape.get(tag >> 3, ("", None))
+        if name:
+            _put(document, name, kind, value)
+    return document
+
+
+def _put(document: Object, name: str, kind: Any, value: int | bytes) -> None:
+    if isinstance(value, int):
+        document[name] = bool(value) if kind == "flag" else value
+    elif isinstance(kind, dict):
+        document[name] = _message(value, kind)
+    elif kind == "text":
+        document[name] = value.decode()
+    elif kind == "text*":
+        document.setdefault(name, []).append(value.decode())
+    elif kind == "bytes":
+        document[name] = base64.b64encode(value).decode()
+    else:
+        pair = _message(value, {1: ("key", "text"), 2: ("value", "bytes" if kind == "map bytes" else "text")})
+        document.setdefault(name, {})[pair.get("key", "")] = pair.get("value", "")
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    number = shift = 0
+    while True:
+        byte = data[at]
+        number |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return number, at
+        if shift > 63:
+            raise ValueError("a number is too long")

@@ -172,6 +172,10 @@ class Faults:
         """Whether a freeze still holds."""
         return rule_id in self._rules
 
+    def freezes(self, asked: Asked) -> bool:
+        """Whether a freeze holds what concerns an open watch: its events wait."""
+        return any(rule.kind == "freeze" and rule.matches(asked) for rule in self._rules.values())
+
     def decide(self, asked: Asked) -> Decision:
         """What goes wrong with this request; strikes are counted."""
         decision = Decision()

@@ -10,17 +10,19 @@ Invariants:
 
 from __future__ import annotations
 
-import copy
+from datetime import timedelta
 from typing import Any, Final
 
-from .core import Core
+from .core import Core, timestamp
 from .definitions import CLEANUP_FINALIZER, served_status
 from .message import Target
 from .resources import DEFINITIONS, Resource
-from .store import Key, Object, Stored
+from .store import Key, Object, Stored, copied
 from .writes import Options, Writer
 
 FOREGROUND: Final = "foregroundDeletion"
+EVENTS_LIVE: Final = timedelta(hours=1)
+EVENTS_BETWEEN_SWEEPS: Final = 64
 _OPTIONS: Final = Options(manager="garbage-collector")
 
 
@@ -31,6 +33,21 @@ class Collector:
         self._core = core
         self._writer = writer
         self._owners = owners
+        self._events_made = 0
+
+    def resume(self) -> None:
+        """Take up what the end of an earlier process interrupted."""
+        for stored in self._core.store.all():
+            meta = stored.object["metadata"]
+            if self._writer.is_released(stored.object):
+                self._core.remove(stored.key)
+            elif meta.get("deletionTimestamp"):
+                self._follow_up(stored)
+            elif meta.get("ownerReferences"):
+                self._core.created.append(stored.key)
+        for stored in self._core.store.list(DEFINITIONS):
+            self.established(stored.key.name)
+        self.settle()
 
     def settle(self) -> None:
         """Work off everything that commits have caused."""
@@ -46,9 +63,11 @@ class Collector:
         assert target.name is not None
         key = self._core.key(target.resource, target.at, target.name)
         stored = self._core.store.get(key)
-        if stored is None:
-            return
-        meta = stored.object["metadata"]
+        if stored is not None:
+            self._follow_up(stored)
+
+    def _follow_up(self, stored: Stored) -> None:
+        key, meta = stored.key, stored.object["metadata"]
         if key.resource == "namespaces":
             self._empty_namespace(key.name)
         elif key.resource == DEFINITIONS:
@@ -60,9 +79,21 @@ class Collector:
 
     def _placed(self, key: Key) -> None:
         """An object whose owners are all gone already goes too."""
+        if key.resource == "events":
+            self._expire_events()
         stored = self._core.store.get(key)
         if stored is not None and self._owners:
             self._check_owners(stored)
+
+    def _expire_events(self) -> None:
+        """Events live for an hour; looked for now and then."""
+        self._events_made += 1
+        if self._events_made % EVENTS_BETWEEN_SWEEPS:
+            return
+        oldest = timestamp(self._core.now() - EVENTS_LIVE)
+        for stored in self._core.store.list("events"):
+            if stored.object["metadata"]["creationTimestamp"] < oldest:
+                self._core.remove(stored.key)
 
     def _check_owners(self, stored: Stored) -> None:
         references = stored.object["metadata"].get("ownerReferences") or []
@@ -72,7 +103,7 @@ class Collector:
         if not alive:
             self._delete(stored.key, "Background")
         elif len(alive) < len(references):
-            obj = copy.deepcopy(stored.object)
+            obj = copied(stored.object)
             obj["metadata"]["ownerReferences"] = alive
             self._core.put(stored.key, obj)
 
@@ -119,15 +150,13 @@ class Collector:
         self._drop_finalizer(owner, FOREGROUND)
 
     def _drop_finalizer(self, stored: Stored, finalizer: str) -> None:
-        obj: Any = copy.deepcopy(stored.object)
+        obj: Any = copied(stored.object)
         meta = obj["metadata"]
         meta["finalizers"] = [one for one in meta["finalizers"] if one != finalizer]
         if meta["finalizers"]:
             self._core.put(stored.key, obj)
-            return
-        del meta["finalizers"]
-        self._core.put(stored.key, obj)
-        self._core.remove(stored.key)
+        else:
+            self._core.remove(stored.key)
 
     # Namespaces
 
@@ -147,14 +176,13 @@ class Collector:
             return
         if any(self._core.store.list(one.storage, name) for one in self._resources(namespaced=True)):
             return
-        obj = copy.deepcopy(namespace.object)
+        obj = copied(namespace.object)
         obj.get("spec", {}).pop("finalizers", None)
         if obj["metadata"].get("finalizers"):
             if obj != namespace.object:
                 self._core.put(namespace.key, obj)
-            return
-        self._core.put(namespace.key, obj)
-        self._core.remove(namespace.key)
+        else:
+            self._core.remove(namespace.key)
 
     # Definitions
 
@@ -164,7 +192,7 @@ class Collector:
         stored = self._core.store.get(key)
         if stored is None:
             return
-        obj = copy.deepcopy(stored.object)
+        obj = copied(stored.object)
         obj["status"] = served_status(obj, self._core.timestamp())
         if obj != stored.object:
             self._core.put(key, obj)

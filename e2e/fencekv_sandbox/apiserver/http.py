@@ -179,7 +179,7 @@ class Server:
             await response.prepare(incoming)
             if decision.lost_reply:
                 cut()
-            await self._stream(watcher, response, ready)
+            await self._stream(watcher, response, ready, asked)
         except ConnectionError:
             pass  # The client went away: that is how watches end.
         finally:
@@ -187,13 +187,16 @@ class Server:
             watcher.close()
         return response
 
-    @staticmethod
-    async def _stream(watcher: Watcher, response: web.StreamResponse, ready: asyncio.Event) -> None:
+    async def _stream(
+        self, watcher: Watcher, response: web.StreamResponse, ready: asyncio.Event, asked: Asked
+    ) -> None:
         clock = asyncio.get_running_loop().time
         ends = clock() + (watcher.timeout_seconds or WATCH_SECONDS_DEFAULT)
         bookmark_at = clock() + BOOKMARK_SECONDS
         while True:
             ready.clear()
+            while self.faults.freezes(asked) and not watcher.closed:
+                await self._changed.wait()
             events = watcher.poll()
             if events:
                 await response.write(b"".join(event + b"\n" for event in events))

@@ -3,12 +3,14 @@
 Invariants:
   * A line is written whole before the commit is answered: the end of this process loses nothing.
     With `sync`, neither does the end of the machine.
+  * One process at a time has the log open.
   * A torn last line was never answered, and is dropped.
   * Compaction replaces the file in one rename, and carries the version, so that it never goes back.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Iterable
@@ -30,6 +32,12 @@ class FileLog:
         self._bytes = 0
         self._bytes_live = 0
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._lock)
+            raise OSError(f"{path.parent} is in use by another API server") from error
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
     def append(self, version: int, key: Key, obj: Object | None) -> None:
@@ -86,3 +94,4 @@ class FileLog:
     def close(self) -> None:
         """Give the file back."""
         os.close(self._file)
+        os.close(self._lock)

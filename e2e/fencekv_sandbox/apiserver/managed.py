@@ -10,13 +10,12 @@ Invariants:
 
 from __future__ import annotations
 
-import copy
 import json
 from typing import Any, Final, Literal
 
 from .errors import ApiError, Cause, apply_conflict
 from .schema import resolved
-from .store import Object
+from .store import Object, copied
 
 Tree = dict[str, Any]
 Marks = Literal["none", "maps", "all"]  # Which new containers are owned as such, by their ".".
@@ -326,7 +325,7 @@ def apply(
     status = True if subresource == "status" else None
     fields = _stripped(fields_of(wanted, schema), status=status)
     if live is None:
-        obj = copy.deepcopy(wanted)
+        obj = copied(wanted)
         obj["metadata"].pop("managedFields", None)
         entries: list[Object] = []
     else:
@@ -412,11 +411,11 @@ def merged(live: Any, wanted: Any, schema: Object) -> Any:
             if item is None:
                 continue
             below = _schema_below(schema, name)
-            result[name] = merged(live[name], item, below) if name in live else copy.deepcopy(item)
+            result[name] = merged(live[name], item, below) if name in live else copied(item)
         return result
     if isinstance(live, list) and isinstance(wanted, list) and is_granular(wanted, schema):
         return _merged_list(live, wanted, schema)
-    return copy.deepcopy(wanted)
+    return copied(wanted)
 
 
 def _merged_list(live: list[Any], wanted: list[Any], schema: Object) -> list[Any]:
@@ -428,7 +427,7 @@ def _merged_list(live: list[Any], wanted: list[Any], schema: Object) -> list[Any
             index = places[name]
             result[index] = merged(result[index], item, schema.get("items") or {})
         else:
-            result.append(copy.deepcopy(item))
+            result.append(copied(item))
     return result
 
 

@@ -6,10 +6,10 @@ Invariants:
 
 from __future__ import annotations
 
-import copy
 from typing import Any, Final
 
 from .errors import ApiError, bad_request
+from .store import copied
 
 OPERATIONS_MAX: Final = 10_000
 
@@ -17,7 +17,7 @@ OPERATIONS_MAX: Final = 10_000
 def merge_patch(document: Any, patch: Any) -> Any:
     """Objects merge, null removes, anything else replaces."""
     if not isinstance(patch, dict):
-        return copy.deepcopy(patch)
+        return copied(patch)
     merged = dict(document) if isinstance(document, dict) else {}
     for name, value in patch.items():
         if value is None:
@@ -43,7 +43,7 @@ def json_patch(document: Any, operations: Any) -> Any:
             "RequestEntityTooLarge",
             f"The allowed maximum operations in a JSON patch is {OPERATIONS_MAX}, got {len(operations)}",
         )
-    document = copy.deepcopy(document)
+    document = copied(document)
     for operation in operations:
         if not isinstance(operation, dict) or not isinstance(operation.get("path"), str):
             raise bad_request("json patch operation without a path")
@@ -137,6 +137,6 @@ def _apply(document: Any, operation: dict[str, Any]) -> Any:
             value = _get(document, source)
             return _add(_remove(document, source), steps, value)
         case "copy":
-            return _add(document, steps, copy.deepcopy(_get(document, _steps(str(operation.get("from"))))))
+            return _add(document, steps, copied(_get(document, _steps(str(operation.get("from"))))))
         case unknown:
             raise bad_request(f"Unexpected kind: {unknown}")

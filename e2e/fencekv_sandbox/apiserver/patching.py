@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from . import managed
@@ -22,7 +21,7 @@ from .message import Request, Target
 from .patches import json_patch, merge_patch
 from .resources import Resource
 from .scales import scale_of
-from .store import Object, Stored
+from .store import Object, Stored, copied
 from .strategic import strategic_patch
 from .writes import Options, Writer, Written, version_required
 
@@ -79,7 +78,7 @@ class Patcher:
         elif not isinstance(document, dict):
             raise bad_request("a patch of this type must be an object")
         elif media == MERGE_PATCH:
-            patched = copy.deepcopy(merge_patch(obj, document))
+            patched = copied(merge_patch(obj, document))
         else:
             patched = strategic_patch(obj, document, self._admission.schema_of(target.resource))
         if not isinstance(patched, dict) or not isinstance(patched.get("metadata"), dict):
@@ -137,7 +136,7 @@ class Patcher:
             obj["metadata"].setdefault("resourceVersion", stored.object["metadata"]["resourceVersion"])
             if meta.get("resourceVersion"):
                 obj["metadata"]["resourceVersion"] = meta["resourceVersion"]
-            written = self._writer.apply(target, key, stored, copy.deepcopy(obj), options)
+            written = self._writer.apply(target, key, stored, copied(obj), options)
         return written
 
     def _typed(self, target: Target, wanted: Object) -> Object:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from .jsonpath import find
 from .resources import ScalePaths
-from .store import Object
+from .store import Object, copied
 
 
 def _first(obj: Object, path: str | None) -> Any:
@@ -39,7 +38,7 @@ def scale_of(paths: ScalePaths, obj: Object) -> Object:
 
 def with_scale(paths: ScalePaths, obj: Object, scale: Object) -> Object:
     """The object with the replicas that a Scale asks for."""
-    changed = copy.deepcopy(obj)
+    changed = copied(obj)
     *steps, last = paths.replicas.strip(".").split(".")
     place = changed
     for step in steps:

@@ -10,7 +10,6 @@ Invariants:
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 from collections.abc import Iterator
@@ -30,7 +29,7 @@ from .errors import (
     field_too_many,
     field_type,
 )
-from .store import Object
+from .store import Object, copied
 
 DEFINITIONS_PREFIX: Final = "#/components/schemas/"
 META: Final = "io.k8s.apimachinery.pkg.apis.meta.v1."
@@ -121,7 +120,7 @@ def fill_defaults(value: Any, schema: Object) -> Any:
     if isinstance(value, dict):
         for name, inner in (schema.get("properties") or {}).items():
             if "default" in inner and (name not in value or (value[name] is None and not _nullable(inner))):
-                value[name] = copy.deepcopy(inner["default"])
+                value[name] = copied(inner["default"])
             elif name in value and value[name] is None and not _nullable(inner) and "default" not in inner:
                 continue
             if name in value:

@@ -15,9 +15,10 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 Object = dict[str, Any]
+T = TypeVar("T")
 
 EVENTS_MAX: Final = 8192
 
@@ -56,6 +57,20 @@ _to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, check_cir
 def encode(document: Any) -> bytes:
     """JSON as it goes over the wire and into the log."""
     return _to_json(document).encode("utf-8", "surrogatepass")
+
+
+def copied(value: T) -> T:
+    """A deep copy of a JSON value; many times faster than copy.deepcopy."""
+    copy: T = _copied(value)
+    return copy
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _copied(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_copied(item) for item in value]
+    return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

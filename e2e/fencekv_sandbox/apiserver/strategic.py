@@ -9,12 +9,11 @@ Invariants:
 
 from __future__ import annotations
 
-import copy
 from typing import Any, Final
 
 from .managed import _list_schema, _schema_below
 from .schema import resolved
-from .store import Object
+from .store import Object, copied
 
 _DELETE_FROM: Final = "$deleteFromPrimitiveList/"
 _ORDER: Final = "$setElementOrder/"
@@ -26,10 +25,10 @@ def strategic_patch(document: Any, patch: Object, schema: Object) -> Any:
     """The document with the patch merged into it."""
     schema = resolved(schema)
     if patch.get(_DIRECTIVE) == "replace":
-        return {name: copy.deepcopy(value) for name, value in patch.items() if name != _DIRECTIVE}
+        return {name: copied(value) for name, value in patch.items() if name != _DIRECTIVE}
     if patch.get(_DIRECTIVE) == "delete":
         return {}
-    merged = copy.deepcopy(document) if isinstance(document, dict) else {}
+    merged = copied(document) if isinstance(document, dict) else {}
     if _RETAIN in patch:
         merged = {name: value for name, value in merged.items() if name in patch[_RETAIN]}
     for name, value in patch.items():
@@ -62,11 +61,11 @@ def _merge_key(schema: Object) -> str | None:
 def _merged_list(document: Any, patch: list[Any], schema: Object, order: Any) -> list[Any]:
     shape = _list_schema(schema)
     if "merge" not in str(shape.get("x-kubernetes-patch-strategy", "")).split(","):
-        return copy.deepcopy([one for one in patch if not (isinstance(one, dict) and _DIRECTIVE in one)])
+        return copied([one for one in patch if not (isinstance(one, dict) and _DIRECTIVE in one)])
     items = list(document) if isinstance(document, list) else []
     key = _merge_key(schema)
     if any(isinstance(one, dict) and one.get(_DIRECTIVE) == "replace" for one in patch):
-        return copy.deepcopy([one for one in patch if _DIRECTIVE not in one])
+        return copied([one for one in patch if _DIRECTIVE not in one])
     if key is None:
         items += [one for one in patch if one not in items]
         return _ordered(items, order, None)

@@ -9,7 +9,6 @@ Invariants:
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
@@ -35,7 +34,7 @@ from .errors import (
 )
 from .message import Request, Target
 from .resources import DEFINITIONS
-from .store import Key, Object, Stored
+from .store import Key, Object, Stored, copied
 
 NAME_RANDOM_LETTERS: Final = "bcdfghjklmnpqrstvwxz2456789"
 NAME_RANDOM_COUNT: Final = 5
@@ -266,11 +265,9 @@ class Writer:
                 old.object, obj, options.manager, target.subresource, moment, shape,
                 custom=resource.custom is not None, has_status=resource.status,
             )  # fmt: skip
-        if self._is_released(obj):
-            if options.dry_run:
-                return Written(stored=Stored(key, obj, old.version), warnings=warnings)
-            self._core.put(key, obj)
-            return Written(stored=self._core.remove(key), warnings=warnings)
+        if self.is_released(obj):
+            version = old.version if options.dry_run else self._core.remove(key).version
+            return Written(stored=Stored(key, obj, version), warnings=warnings)
         return Written(stored=self._commit(key, obj, options), warnings=warnings)
 
     def apply(self, target: Target, key: Key, old: Stored, obj: Object, options: Options) -> Written:
@@ -300,11 +297,11 @@ class Writer:
                 kept["metadata"] = {**old["metadata"], "managedFields": obj["metadata"].get("managedFields")}
             if "status" in obj:
                 kept["status"] = obj["status"]
-            return copy.deepcopy(kept)
+            return copied(kept)
         if resource.status:
             obj = {name: value for name, value in obj.items() if name != "status"}
             if "status" in old:
-                obj["status"] = copy.deepcopy(old["status"])
+                obj["status"] = copied(old["status"])
         return obj
 
     def _kept_metadata(self, target: Target, old: Object, obj: Object) -> None:
@@ -317,7 +314,7 @@ class Writer:
         if meta.get("managedFields") is None:
             meta.pop("managedFields", None)
             if "managedFields" in was:
-                meta["managedFields"] = copy.deepcopy(was["managedFields"])
+                meta["managedFields"] = copied(was["managedFields"])
         if was.get("deletionTimestamp"):
             added = [one for one in meta.get("finalizers") or () if one not in (was.get("finalizers") or ())]
             if added:
@@ -325,7 +322,8 @@ class Writer:
                 raise invalid(target.resource.kind, target.resource.group, was["name"], [cause])
 
     @staticmethod
-    def _is_released(obj: Object) -> bool:
+    def is_released(obj: Object) -> bool:
+        """Whether an object that is being deleted is held by nothing any more."""
         meta = obj["metadata"]
         if not meta.get("deletionTimestamp") or meta.get("finalizers"):
             return False
@@ -388,7 +386,7 @@ class Writer:
         spec_finalizers = target.resource.storage == "namespaces" and (obj.get("spec") or {}).get("finalizers")
         if not finalizers and not grace and not spec_finalizers:
             return None
-        marked = copy.deepcopy(obj)
+        marked = copied(obj)
         marked_meta = marked["metadata"]
         if finalizers:
             marked_meta["finalizers"] = finalizers

@@ -211,5 +211,5 @@ async def an_apply_of_an_invalid_object_is_refused(api: Api, ns: str) -> None:
     await api.define(WIDGETS)
     reply = await apply(api, widgets(ns, "a"), widget(size=0))
     assert reply.status == 422
-    reply = await apply(api, widgets(ns, "a"), widget(sise=1), fieldValidation="Strict")
+    reply = await apply(api, widgets(ns, "a"), widget(surplus=1), fieldValidation="Strict")
     assert reply.status in {400, 500}

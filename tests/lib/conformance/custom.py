@@ -129,23 +129,23 @@ async def a_nullable_field_keeps_null(api: Api, ns: str) -> None:
 @behaviour
 async def unknown_fields_are_pruned_with_a_warning(api: Api, ns: str) -> None:
     await api.define(WIDGETS)
-    reply = await create(api, widgets(ns), widget(sise=1, owner={"nam": "x"}))
+    reply = await create(api, widgets(ns), widget(surplus=1, owner={"alias": "x"}))
     assert sorted(reply.warnings) == [
-        '299 - "unknown field \\"spec.owner.nam\\""',
-        '299 - "unknown field \\"spec.sise\\""',
+        '299 - "unknown field \\"spec.owner.alias\\""',
+        '299 - "unknown field \\"spec.surplus\\""',
     ]
-    assert "sise" not in reply.body["spec"]
+    assert "surplus" not in reply.body["spec"]
     assert reply.body["spec"]["owner"] == {"name": "nobody"}
 
 
 @behaviour
 async def unknown_fields_are_refused_when_strict(api: Api, ns: str) -> None:
     await api.define(WIDGETS)
-    reply = await api.ask("POST", widgets(ns), widget(sise=1), fieldValidation="Strict")
+    reply = await api.ask("POST", widgets(ns), widget(surplus=1), fieldValidation="Strict")
     assert reply.status == 400
     assert reply.reason == "BadRequest"
     assert reply.message == (
-        'Widget in version "v1" cannot be handled as a Widget: strict decoding error: unknown field "spec.sise"'
+        'Widget in version "v1" cannot be handled as a Widget: strict decoding error: unknown field "spec.surplus"'
     )
 
 
@@ -153,20 +153,20 @@ async def unknown_fields_are_refused_when_strict(api: Api, ns: str) -> None:
 async def unknown_fields_are_refused_in_patches_too(api: Api, ns: str) -> None:
     await api.define(WIDGETS)
     await create(api, widgets(ns), widget())
-    patch = {"spec": {"sise": 1}}
+    patch = {"spec": {"surplus": 1}}
     reply = await api.ask("PATCH", widgets(ns, "a"), patch, content=MERGE, fieldValidation="Strict")
     assert reply.status in {400, 422}
-    assert 'unknown field "spec.sise"' in reply.message, reply
+    assert 'unknown field "spec.surplus"' in reply.message, reply
 
 
 @behaviour
 async def unknown_metadata_is_refused_when_strict(api: Api, ns: str) -> None:
     await api.define(WIDGETS)
     body = widget()
-    body["metadata"]["lables"] = {}
+    body["metadata"]["nickname"] = {}
     reply = await api.ask("POST", widgets(ns), body, fieldValidation="Strict")
     assert reply.status == 400
-    assert 'unknown field "metadata.lables"' in reply.message, reply
+    assert 'unknown field "metadata.nickname"' in reply.message, reply
 
 
 @behaviour

@@ -68,11 +68,19 @@ async def an_unknown_token_is_refused(api: Api, ns: str) -> None:
         assert response.status == 401
 
 
-@only_real("Bodies are JSON or YAML; protobuf is answered with 415")
+@only_real("Answers are JSON alone; of protobuf bodies only the plainest kinds of `kubectl create` are read")
 async def protobuf_is_served(api: Api, ns: str) -> None:
     headers = {"Accept": "application/vnd.kubernetes.protobuf"}
     async with api.session.get(maps(ns), headers=headers) as response:
         assert response.status == 200
+
+
+@only_real("A field that stands twice in a body goes unnoticed: the last one counts")
+async def a_field_that_stands_twice_is_refused_when_strict(api: Api, ns: str) -> None:
+    text = '{"metadata":{"name":"a"},"spec":{"holderIdentity":"x","holderIdentity":"y"}}'
+    reply = await api.ask("POST", leases(ns), text, fieldValidation="Strict")
+    assert reply.status == 400
+    assert 'duplicate field "spec.holderIdentity"' in reply.message
 
 
 @only_real("There is no OpenAPI v2 document")

@@ -311,12 +311,13 @@ def check_owners(grants: Iterable[Grant], acknowledgements: Iterable[Acknowledge
     for grant in grants:
         if not grant.holder:
             continue
-        held = granted.setdefault(grant.partition, {}).setdefault(grant.epoch, grant)
+        known = granted.setdefault(grant.partition, {})
+        if grant.epoch not in known and grant.epoch < highest.get(grant.partition, 0):
+            bad.append(f"{grant.partition}: epoch fell from {highest[grant.partition]} to {grant.epoch}")
+        held = known.setdefault(grant.epoch, grant)
         if held.holder != grant.holder:
             bad.append(f"{grant.partition} epoch {grant.epoch} has two owners: {held.holder}, {grant.holder}")
-        if grant.epoch < highest.get(grant.partition, 0):
-            bad.append(f"{grant.partition}: epoch fell from {highest[grant.partition]} to {grant.epoch}")
-        highest[grant.partition] = grant.epoch
+        highest[grant.partition] = max(grant.epoch, highest.get(grant.partition, 0))
     for one in acknowledgements:
         of_partition = granted.get(one.partition, {})
         owner = of_partition.get(one.epoch)

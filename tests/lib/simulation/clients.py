@@ -49,10 +49,11 @@ class Client:
     addresses: Sequence[str]  # of the shards
     stopped: bool = False
     _written: int = 0
-    _epoch: int = 0  # the highest seen
     _seen: dict[str, bytes | None] = field(default_factory=dict)  # what a key last showed
-    _tokens: dict[str, str] = field(default_factory=dict)  # by partition
-    _owner: str = ""  # an address, if it is known
+    # By key, because clients of a simulation do not know partitions.
+    _epochs: dict[str, int] = field(default_factory=dict)  # the highest seen
+    _tokens: dict[str, str] = field(default_factory=dict)
+    _owners: dict[str, str] = field(default_factory=dict)  # addresses
 
     async def run(self) -> None:
         """Asks one thing after another until it is stopped."""
@@ -116,7 +117,8 @@ class Client:
         return self._close(operation, Outcome.UNKNOWN if unclear else Outcome.REFUSED)
 
     async def _attempt(self, request: Answer, *, anywhere: bool = False) -> Answer:
-        address = self._owner
+        key = request["key"]
+        address = self._owners.get(key, "")
         if anywhere or not address:
             address = self.chance.choice(self.addresses)
         try:
@@ -127,19 +129,19 @@ class Client:
             answer = {"error": "NoAnswer"}
         if "error" not in answer:
             if not anywhere:
-                self._owner = address
+                self._owners[key] = address
             return answer
         assert answer["error"] in ERRORS or answer["error"] in {"NotSent", "NoAnswer"}, answer
         if answer["error"] == "Lost":
             self.history.oddities.append(f"{self.name}: a token was lost under replicated: {request} {answer}")
-        self._owner = answer.get("http") or ""
+        self._owners[key] = answer.get("http") or ""
         await asyncio.sleep(self.chance.random() * 0.2)
         return answer
 
     def _marks(self, key: str) -> Answer:
         """What a client shows of what it has seen: the epoch, and the token of its last answer for this key."""
         token = self._tokens.get(key) if self.chance.random() < 0.5 else None
-        return {"epoch": self._epoch or None, "token": token}
+        return {"epoch": self._epochs.get(key), "token": token}
 
     def _note(self, key: str, operation: Operation, answer: Answer) -> None:
         operation.version = tuple(answer["version"]) if answer["version"] else None
@@ -147,7 +149,8 @@ class Client:
         self._seen[key] = operation.value
         if not operation.cached:
             self._tokens[key] = answer["token"]
-            self._epoch = max(self._epoch, int(answer["token"].partition(".")[0]))
+            epoch = int(answer["token"].partition(".")[0])
+            self._epochs[key] = max(epoch, self._epochs.get(key, 0))
 
     def _operation(
         self, kind: Kind, key: str, *, value: bytes | None = None, expected: bytes | None = None

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
@@ -20,7 +21,7 @@ from unittest import mock
 
 from fencekv_shard.folder import Lock
 from fencekv_shard.memory import PodMemory
-from fencekv_shard.store import Store
+from fencekv_shard.store import DiskFull, Store
 from simulation.loop import SimulationLoop, current_process, require_alive
 
 T = TypeVar("T")
@@ -34,33 +35,35 @@ _CLOSERS: Final[tuple[tuple[type[Any], str], ...]] = (
 
 
 @dataclass(slots=True, kw_only=True)
-class DiskSpeed:
-    """How long a commit takes, in seconds."""
+class Disks:
+    """How the disks of all hosts behave. Times are seconds and of one commit."""
 
     before_max: float = 0.001  # until the fsync is done
     after_max: float = 0.001  # until the loop hears of it
     slow_chance: float = 0.02
     slow_max: float = 0.3
+    full: set[str] = field(default_factory=set)  # hosts without room
+    failing: dict[str, bool] = field(default_factory=dict)  # hosts whose next commit fails; True: once done
     after_commit: dict[str, Callable[[], None]] = field(default_factory=dict)  # once, by process
 
 
 class SimExecutor:
     """`fencekv_shard.executor.Executor`: inline, with time passing before and after."""
 
-    def __init__(self, loop: SimulationLoop, name: str, speed: DiskSpeed) -> None:
+    def __init__(self, loop: SimulationLoop, name: str, disks: Disks) -> None:
         self._chance = loop.rng(f"disk-{name}")
-        self._speed = speed
+        self._disks = disks
 
     async def run(self, work: Callable[[], T]) -> T:
         """Does the work at one moment of virtual time."""
         require_alive()
-        await asyncio.sleep(self._seconds(self._speed.before_max))
+        await asyncio.sleep(self._seconds(self._disks.before_max))
         require_alive()
         result = work()
         process = current_process()
-        if process is not None and process.name in self._speed.after_commit:
-            self._speed.after_commit.pop(process.name)()
-        await asyncio.sleep(self._seconds(self._speed.after_max))
+        if process is not None and process.name in self._disks.after_commit:
+            self._disks.after_commit.pop(process.name)()
+        await asyncio.sleep(self._seconds(self._disks.after_max))
         return result
 
     def of(self, uid: str) -> SimExecutor:
@@ -69,17 +72,37 @@ class SimExecutor:
         return self
 
     def _seconds(self, longest: float) -> float:
-        if self._chance.random() < self._speed.slow_chance:
-            longest = self._speed.slow_max
+        if self._chance.random() < self._disks.slow_chance:
+            longest = self._disks.slow_max
         return self._chance.random() * longest
 
 
 @contextlib.contextmanager
-def files_die_with_their_process() -> Iterator[None]:
-    """While this is entered, what a simulated process opens on a disk is closed at its death."""
+def simulated(disks: Disks) -> Iterator[None]:
+    """While this is entered, disks fail as `disks` says, and what a process opens is closed at its death."""
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_failing(disks))
         for kind, closer in _CLOSERS:
             stack.enter_context(_tracked(kind, closer))
+        yield
+
+
+@contextlib.contextmanager
+def _failing(disks: Disks) -> Iterator[None]:
+    transact = Store._transact
+
+    def troubled(self: Store, *args: Any, **named: Any) -> Any:
+        process = current_process()
+        host = process.host if process is not None else ""
+        if host in disks.full:
+            raise DiskFull("no room")
+        if host in disks.failing:
+            if disks.failing.pop(host):
+                transact(self, *args, **named)
+            raise self._fail(OSError(errno.EIO, "input/output error"))
+        return transact(self, *args, **named)
+
+    with mock.patch.object(Store, "_transact", troubled):
         yield
 
 

@@ -12,13 +12,14 @@ import asyncio
 import datetime
 import json
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from fencekv.kube import REQUEST_SECONDS, Listing, Resource, Unclear, WatchEvent, error_of
 from fencekv_sandbox.apiserver import ApiServer, Request, Response
 from fencekv_sandbox.apiserver.errors import ApiError
+from fencekv_sandbox.apiserver.store import Change, Key, Stored
 from fencekv_sandbox.apiserver.watch import Watcher
 from simulation.loop import (
     START_SECONDS,
@@ -46,6 +47,29 @@ class ApiFaults:
     reply_lost: float = 0.0  # half of these are noticed at once, as a broken connection
 
 
+class Backup:
+    """An earlier state; as a log it gives back what it holds and keeps nothing."""
+
+    def __init__(self, version: int, objects: list[Stored]) -> None:
+        self._version, self._objects = version, objects
+
+    def append(self, version: int, key: Key, obj: Object | None) -> None:
+        """Keeps nothing."""
+
+    def replay(self) -> Iterator[tuple[int, Key | None, Object | None]]:
+        """Its objects, then its version."""
+        for stored in sorted(self._objects, key=lambda one: one.version):
+            yield stored.version, stored.key, stored.object
+        yield self._version, None, None
+
+    def compact(self, version: int, objects: Iterable[Stored]) -> None:
+        """Keeps nothing."""
+
+    def wants_compaction(self) -> bool:
+        """Never."""
+        return False
+
+
 class ApiHost:
     """The API server in its place in the network."""
 
@@ -56,7 +80,24 @@ class ApiHost:
         self._chance = loop.rng("api")
         self._frozen: deque[Callable[[], None]] | None = None  # None: it answers.
         self._watches: list[_Watch] = []
+        self._listeners: list[tuple[str, Callable[[Change], None]]] = []
         self.server = ApiServer(now=self._now, new_uid=self._new_uid)
+
+    def subscribe(self, resource: str, listener: Callable[[Change], None]) -> None:
+        """Tells the world of each commit of a resource, also after `restore`."""
+        self._listeners.append((resource, listener))
+        self.server.core.store.subscribe(resource, listener)
+
+    def copy(self) -> Backup:
+        """All objects as they are now."""
+        return Backup(self.server.core.store.version, self.server.core.store.all())
+
+    def restore(self, backup: Backup) -> None:
+        """Puts everything back to an earlier copy, resourceVersion included, as a restored etcd does."""
+        self.cut_watches()
+        self.server = ApiServer(now=self._now, new_uid=self._new_uid, log=backup)
+        for resource, listener in self._listeners:
+            self.server.core.store.subscribe(resource, listener)
 
     def freeze(self) -> None:
         """No answers any more; what arrives is queued."""

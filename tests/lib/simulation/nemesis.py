@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from fencekv import leases
 from fencekv.kube import LEASES, KubeNotFound
-from simulation.kube import HOST, ApiFaults
+from simulation.kube import HOST, ApiFaults, Backup
 from simulation.loop import Process
 from simulation.network import Faults
 from simulation.pods import Pod
@@ -34,8 +34,10 @@ class Nemesis:
         self._world, self._loop = world, world.loop
         self._chance = world.loop.rng("nemesis")
         self._undo: list[Callable[[], None]] = []
+        self._backup: Backup | None = None  # None: none was made yet.
         known: dict[str, Fault] = {
             "crash": self._crash_shard,
+            "crash_again": self._crash_shard,
             "crash_container": self._crash_container,
             "crash_two": self._crash_two,
             "replace_pod": self._replace_pod,
@@ -53,6 +55,9 @@ class Nemesis:
             "crash_operator": self._crash_operator,
             "pause_operator": self._pause_operator,
             "drain": self._drain,
+            "disk_full": self._disk_full,
+            "failed_commit": self._failed_commit,
+            "restore_api": self._restore_api,
             "delete_session_lease": self._delete_session_lease,
             "delete_partition_lease": self._delete_partition_lease,
             "stall": self._stall,
@@ -76,6 +81,7 @@ class Nemesis:
         assert not self._undo, self._undo
         self._world.api.faults = ApiFaults()
         self._world.network.faults = Faults()
+        self._world.disks.failing.clear()
 
     def _for_a_while(self, begin: Fault, end: Fault, seconds_max: float) -> None:
         begin()
@@ -131,7 +137,7 @@ class Nemesis:
         if shard is None or not shard.process.alive:
             return
         process = shard.process
-        self._world.after_next_commit(process, lambda: self._pause([process], 10.0))
+        self._world.after_next_commit(process, lambda: self._pause([process], 14.0))
 
     def _pause(self, processes: list[Process], seconds_max: float) -> None:
         def begin() -> None:
@@ -145,6 +151,14 @@ class Nemesis:
                 process.resume()
 
         self._for_a_while(begin, end, seconds_max)
+
+    def _disk_full(self) -> None:
+        full, host = self._world.disks.full, self._pod().name
+        self._for_a_while(lambda: full.add(host), lambda: full.discard(host), 4.0)
+
+    def _failed_commit(self) -> None:
+        """The next commit of a pod says that it failed; whether it was done nobody knows."""
+        self._world.disks.failing[self._pod().name] = self._chance.random() < 0.5
 
     def _stall(self) -> None:
         """Every step of one shard may be late by a moment."""
@@ -253,6 +267,14 @@ class Nemesis:
     def _delete_lease(self, name: str) -> None:
         with contextlib.suppress(KubeNotFound):
             self._world.api.ask("DELETE", LEASES.path(self._world.namespace, name))
+
+    def _restore_api(self) -> None:
+        """The API server's store is put back to a copy that was made a while ago; the next copy is made now."""
+        if self._backup is not None:
+            self._world.api.restore(self._backup)
+            for pod in self._world.pods:
+                self._loop.call_outside(self._chance.random(), pod.check_object)
+        self._backup = self._world.api.copy()
 
     def _cut_watches(self) -> None:
         self._world.api.cut_watches()

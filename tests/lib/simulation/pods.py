@@ -9,6 +9,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable
 from typing import Any, Final
@@ -56,6 +57,8 @@ class Pod:
             "metadata": {"name": self.name, "namespace": self.namespace, "labels": dict(self._labels())},
             "spec": {"containers": [{"name": "shard", "image": "shard"}]},
         }
+        with contextlib.suppress(KubeNotFound):  # a restored API server may show one of long ago
+            self._delete_object()
         made = self.api.ask("POST", PODS.path(self.namespace), body=body)
         self.uid = made["metadata"]["uid"]
         self._start_container()
@@ -78,9 +81,24 @@ class Pod:
         if not self._restarts:
             return  # that is under way already
         self.loop.trace(f"delete pod {self.name}")
-        self.api.ask("DELETE", PODS.path(self.namespace, self.name), body={"gracePeriodSeconds": 0})
+        with contextlib.suppress(KubeNotFound):
+            self._delete_object()
         self._restarts = False
         self.loop.call_outside(self._chance.random() * RELIST_SECONDS, self._end_and_recreate)
+
+    def check_object(self) -> None:
+        """What a kubelet does after its pod's object changed under it: no object, or another UID, ends the pod."""
+        try:
+            found = self.api.ask("GET", PODS.path(self.namespace, self.name))["metadata"]["uid"]
+        except KubeNotFound:
+            found = ""
+        if found == self.uid or not self._restarts:
+            return
+        if found:
+            self.replace()
+        else:
+            self._restarts = False
+            self._end_and_recreate()
 
     def processes(self) -> list[Process]:
         """What of it runs now."""
@@ -143,7 +161,11 @@ class Pod:
         container |= {"image": "shard", "imageID": "", "state": state, "lastState": last}
         status = {"status": {"phase": "Running", "containerStatuses": [container]}}
         path = PODS.path(self.namespace, self.name, "status")
-        self.api.ask("PATCH", path, body=status, content="application/merge-patch+json")
+        with contextlib.suppress(KubeNotFound):  # a restored API server may have forgotten it
+            self.api.ask("PATCH", path, body=status, content="application/merge-patch+json")
+
+    def _delete_object(self) -> None:
+        self.api.ask("DELETE", PODS.path(self.namespace, self.name), body={"gracePeriodSeconds": 0})
 
     def _labels(self) -> dict[str, str]:
         kvns = self.name.rpartition("-")[0]

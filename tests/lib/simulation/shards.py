@@ -19,9 +19,10 @@ from fencekv_shard.memory import DataFolderInUse
 from fencekv_shard.node import Node, NodeConfig
 from fencekv_shard.partition import Partition
 from fencekv_shard.session import SessionOver
+from fencekv_shard.store import CommitFailed
 from fencekv_shard.transaction import Compare, Put, Relation, Target, Transaction
 from simulation.checker import Acknowledgement
-from simulation.disk import DiskSpeed, SimExecutor
+from simulation.disk import Disks, SimExecutor
 from simulation.kube import ApiHost
 from simulation.loop import Process, ProcessClock, SimulationLoop
 from simulation.network import Network, NoAnswer, NotSent
@@ -45,7 +46,7 @@ class Shard:
     session: Session
     data: Path
     clock: ProcessClock
-    speed: DiskSpeed
+    disks: Disks
     stopping: asyncio.Event
     acknowledgements: list[Acknowledgement]  # of all shards
     node: Node | None = None  # None: not put together yet.
@@ -58,7 +59,7 @@ class Shard:
     async def main(self) -> None:
         """Serves until it is told to stop, or its session is over; ends the process with the real statuses."""
         ids = self.loop.rng(f"ids-{self.session}")
-        executor = SimExecutor(self.loop, str(self.session), self.speed)
+        executor = SimExecutor(self.loop, str(self.session), self.disks)
         try:
             self.node = Node(
                 NodeConfig(
@@ -105,7 +106,9 @@ class Shard:
         await node.run()
 
     def _fatal(self, error: BaseException) -> None:
-        self.loop.errors.append(f"{self.process.name}: fatal: {error!r}")
+        self.loop.trace(f"fatal {error!r}")
+        if not isinstance(error, CommitFailed):
+            self.loop.errors.append(f"{self.process.name}: fatal: {error!r}")
         self.process.exit(74)
 
     # Requests

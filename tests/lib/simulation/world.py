@@ -31,7 +31,7 @@ from fencekv_shard.journal import decode_entry, record_entry
 from fencekv_shard.transaction import Put
 from simulation import checker
 from simulation.clients import Client, Habits
-from simulation.disk import DiskSpeed, files_die_with_their_process
+from simulation.disk import Disks, simulated
 from simulation.kube import ApiHost
 from simulation.loop import Process, ProcessClock, SimulationLoop
 from simulation.nemesis import Nemesis
@@ -75,14 +75,14 @@ class Result:
 class World:
     """Everything of one run."""
 
-    def __init__(self, seed: int, folder: Path, settings: Settings) -> None:
+    def __init__(self, seed: int, folder: Path, settings: Settings, disks: Disks) -> None:
         self.loop = SimulationLoop(seed)
         self.settings, self.folder = settings, folder
         self.chance: random.Random = self.loop.rng("world")
         self.network = Network(self.loop, faults=Faults(request_lost=0.002, reply_lost=0.002))
         self.api = ApiHost(self.loop, self.network)
         self.history = checker.History()
-        self.speed = DiskSpeed()
+        self.disks = disks
         self.pods: list[Pod] = []
         self.shards: dict[str, Shard] = {}  # the last one of each pod
         self.operators: list[Process] = []
@@ -98,7 +98,7 @@ class World:
     async def main(self) -> list[str]:
         """The whole run; gives the findings."""
         self._apply_objects()
-        self.api.server.core.store.subscribe("leases.coordination.k8s.io", self._lease_changed)
+        self.api.subscribe("leases.coordination.k8s.io", self._lease_changed)
         for index in range(self.settings.shards):
             pod = Pod(
                 loop=self.loop,
@@ -167,7 +167,7 @@ class World:
 
     def after_next_commit(self, process: Process, then: Callable[[], None]) -> None:
         """Does something right after the next fsync of a process, before its loop hears of it."""
-        self.speed.after_commit[process.name] = then
+        self.disks.after_commit[process.name] = then
 
     async def _operate(self, process: Process, name: str) -> None:
         kube, clock = self.api.kube(process), self.clock(name)
@@ -193,7 +193,7 @@ class World:
             session=session,
             data=self.folder / session.pod,
             clock=self.clock(session.pod),
-            speed=self.speed,
+            disks=self.disks,
             stopping=asyncio.Event(),
             acknowledgements=self.acknowledgements,
         )
@@ -316,8 +316,9 @@ class World:
 
 def run(seed: int, settings: Settings | None = None, *, prepare: Callable[[World], None] | None = None) -> Result:
     """One whole run. `prepare` may change the world before it begins."""
-    with tempfile.TemporaryDirectory(prefix="fencekv-simulation-") as folder, files_die_with_their_process():
-        world = World(seed, Path(folder), settings or Settings())
+    disks = Disks()
+    with tempfile.TemporaryDirectory(prefix="fencekv-simulation-") as folder, simulated(disks):
+        world = World(seed, Path(folder), settings or Settings(), disks)
         if prepare is not None:
             prepare(world)
         with _quiet():
