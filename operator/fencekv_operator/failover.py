@@ -221,6 +221,7 @@ class Failover:
                 await self._guarded(self._round(), "a round of the failover loop")
 
     async def _round(self) -> None:
+        await _bounded(SESSIONS_AT_ONCE, (self._fence_again(*undone) for undone in self._undone()))
         await _bounded(SESSIONS_AT_ONCE, (self._end_session(*doubted) for doubted in self._doubted()))
         keys = [key for key in sorted(self._knows.partitions) if self._look(key)]
         if keys:
@@ -230,6 +231,21 @@ class Failover:
         if self._clock.now() >= self._collected_at + COLLECT_SECONDS:
             self._collected_at = self._clock.now()
             await self._collect()
+
+    def _undone(self) -> list[tuple[str, Session]]:
+        """The sessions whose end their Leases no longer show."""
+        return [
+            (namespace, one)
+            for namespace in self._knows.namespaces()
+            for one in self._knows.book(namespace).undone
+        ]
+
+    async def _fence_again(self, namespace: str, session: Session) -> None:
+        book = self._knows.book(namespace)
+        track, seen = book.tracks.get(session), book.seen.get(session.pod)
+        if track is not None and seen is not None and seen.lease.session == session:
+            logger.warning("session %s is over, but its Lease does not say so: fenced again", session)
+            await self._writer.fence_silent(namespace, track, raw=seen.raw)
 
     def _doubted(self) -> list[tuple[str, Session]]:
         """The sessions that proof is to be looked for."""

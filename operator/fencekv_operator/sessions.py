@@ -80,6 +80,7 @@ class Sessions:
         self.tracks: dict[Session, Track] = {}
         self.over: dict[Session, Reason] = {}
         self.signs: dict[Session, float] = {}  # when the end of a session first showed, for those that are over
+        self.undone: list[Session] = []  # over, yet the last reading shows their Leases without a word of it
         self._tenures: dict[str, Heard] = {}  # by pod: how long the same session, or none, has been there
         self._valid_seconds_max: dict[str, float] = {}  # by KVNamespace: largest V ever read
 
@@ -103,6 +104,12 @@ class Sessions:
         for session in sorted(interesting):
             self._feed(session, interesting[session], reading)
         self._feed_tenures(reading)
+        # A store that was put back to an earlier copy shows a fence undone: the session could renew again.
+        self.undone = [
+            session
+            for session in sorted(self.over)
+            if self.tracks[session].held and not self.seen[session.pod].lease.over(session)
+        ]
         ended = [session for session in sorted(self.tracks) if self._ended(session)]
         for session in ended:
             self.mark_over(session, self._how_ended(session), sign=reading.answered)

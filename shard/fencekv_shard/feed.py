@@ -174,6 +174,11 @@ class Feeds:
                 over = await self._session_over(link.session)
             link.end(session_over=over)
 
+    def close(self) -> None:
+        """Ends all connections."""
+        for link in self._links.values():
+            link.channel.close()
+
     def ping(self, number: int) -> None:
         """Asks every follower for a sign of life; waits for none."""
         for link in self._links.values():

@@ -184,6 +184,7 @@ class Node:
         if release:
             await self.session.release()
         self._links.close()
+        self._feeds.close()
         if self._listener is not None:
             self._listener.close()
         for task in list(self._tasks):

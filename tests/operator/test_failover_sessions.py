@@ -182,3 +182,15 @@ def ended(message: str) -> dict[str, Any]:
 )
 def test_proof_of_death(seen: dict[str, Any], is_dead: bool) -> None:
     assert proves_death(seen, S0) is is_dead
+
+
+def test_a_fence_that_a_restored_store_undid_is_noticed() -> None:
+    reader = Reader()
+    reader.read(lease(S0))
+    reader.read(lease(S0, fenced=str(S0)))
+    assert reader.book.undone == []
+    reader.read(lease(S0, renewal=2))
+    assert reader.book.undone == [S0]
+    assert reader.book.live("s-0") is None, "over is over"
+    reader.read(lease(S1, fenced=str(S0)))
+    assert reader.book.undone == []

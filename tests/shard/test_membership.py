@@ -226,7 +226,7 @@ async def test_a_silent_standby_is_asked_out_and_counts_until_that_is_confirmed(
     await settle(lambda: w.membership.members == (w.bench.engine.member, B))
     assert counted == [{B, C}]
     assert not answer.done()
-    await w.ticks(1, B)
+    await w.ticks(2, B)
     await asyncio.wait_for(answer, 1)
     assert w.bench.engine.counted == {B}
 

@@ -106,7 +106,7 @@ class Shard:
         await node.run()
 
     def _fatal(self, error: BaseException) -> None:
-        self.loop.trace(f"fatal {error!r}")
+        self.loop.trace(f"fatal {type(error).__name__}")
         if not isinstance(error, CommitFailed):
             self.loop.errors.append(f"{self.process.name}: fatal: {error!r}")
         self.process.exit(74)

@@ -1,0 +1,544 @@
+"""Ownership between real shards: grants, moves, replicas that diverged, records that change at a bad moment."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trio import NAMESPACE, OPTIONS, Trio, put, until
+
+from fencekv import leases
+from fencekv.errors import FenceKVError, NotOwner, Unavailable, Unknown
+from fencekv.kube import KV_PARTITIONS, LEASES, Unclear
+from fencekv.leases import PartitionLease
+from fencekv_shard import limits
+from fencekv_shard.api import Consistency, Options
+from fencekv_shard.fence import Role
+from fencekv_shard.journal import Ownership
+from fencekv_shard.partition import Partition
+from fencekv_shard.store import DiskFull, PromiseMoved
+
+PODS = ("sample-0", "sample-1", "sample-2")
+NAME = leases.partition_lease_name("orders-0")
+
+
+@pytest.fixture
+async def trio(tmp_path: Path, unused_tcp_ports: list[int]) -> AsyncIterator[Trio]:
+    three = Trio(tmp_path)
+    await three.namespace()
+    for number, pod in enumerate(PODS):
+        await three.start(pod, port=unused_tcp_ports[2 * number])
+    yield three
+    fatal = [error for running in three.shards.values() for error in running.fatal]
+    await three.close()
+    assert not fatal
+
+
+@pytest.fixture
+def unused_tcp_ports() -> list[int]:
+    import socket
+
+    found: list[int] = []
+    while len(found) < 8:
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            port = first.getsockname()[1]
+            try:
+                second.bind(("127.0.0.1", port + 1))
+            except OSError:
+                continue
+            found += [port, port + 1]
+    return found
+
+
+async def owned(trio: Trio, **spec: Any) -> tuple[str, Partition]:
+    """A partition that sample-0 owns, with all three in sync."""
+    uid = await trio.partition(**spec)
+    await trio.grant("sample-0", uid)
+    return uid, await trio.in_sync("sample-0", uid, 3)
+
+
+def replica_of(trio: Trio, pod: str, uid: str) -> Partition:
+    found = trio.held(pod, uid)
+    assert found is not None
+    return found
+
+
+async def value(partition: Partition, key: str) -> bytes | None:
+    found = (await partition.read(key, OPTIONS)).record
+    return found.value if found else None
+
+
+def once(trio: Trio, method: str, part: str, act: Callable[[], None], *, after: bool = False) -> list[bool]:
+    """Runs `act` at the next request of that method whose path has `part`."""
+    done: list[bool] = []
+
+    def hook(asked: str, path: str) -> None:
+        if asked == method and part in path and not done:
+            done.append(True)
+            act()
+
+    if after:
+        trio.kube.after = hook
+    else:
+        trio.kube.before = hook
+    return done
+
+
+def lose() -> None:
+    raise Unclear("no answer")
+
+
+def cut_off(trio: Trio, pod: str, uid: str) -> None:
+    """The pod's replica follows nobody any more, and hears of no Lease."""
+    partition = replica_of(trio, pod, uid)
+    partition.lease_changed = lambda raw: None  # type: ignore[method-assign]
+    partition._around.follow.unfollow(partition)
+
+
+# -- the way to the first owner, and to the next one
+
+
+async def test_standbys_join_and_hold_what_is_acknowledged(trio: Trio) -> None:
+    uid, owner = await owned(trio)
+    done = await owner.submit(put("a", b"1"), OPTIONS)
+    assert done.version is not None
+    for pod in PODS[1:]:
+        assert replica_of(trio, pod, uid).replica.last.seq >= done.version.number
+        assert replica_of(trio, pod, uid).replica.promised == 1
+    assert len((await trio.lease()).in_sync) == 3
+
+
+async def test_epochs_rise_with_each_grant_and_the_journal_says_where_each_ended(trio: Trio) -> None:
+    uid, owner = await owned(trio)
+    await owner.submit(put("a", b"1"), OPTIONS)
+    for epoch, pod in ((2, "sample-1"), (3, "sample-1"), (4, "sample-0")):
+        last = replica_of(trio, pod, uid).replica.last
+        assert await trio.grant(pod, uid) == epoch
+        await until(lambda pod=pod, epoch=epoch: replica_of(trio, pod, uid).fence.epoch == epoch)
+        owner = await trio.owner(pod, uid)
+        assert owner.replica.ends[-1].epoch == epoch - 1
+        assert owner.replica.ends[-1].seq >= last.seq
+        await owner.submit(put("a", b"%d" % epoch), OPTIONS)
+    assert await value(owner, "a") == b"4"
+    assert owner.replica.closed_epoch == 0
+    with pytest.raises(NotOwner):
+        await replica_of(trio, "sample-1", uid).submit(put("a", b"stale"), OPTIONS)
+
+
+async def test_a_standby_takes_nothing_of_an_epoch_below_its_promise(trio: Trio) -> None:
+    uid, owner = await owned(trio)
+    standby = replica_of(trio, "sample-1", uid)
+    await standby.replica.promise(7)
+    last = standby.replica.last
+    answer = asyncio.ensure_future(owner.submit(put("a", b"1"), OPTIONS))
+    await until(lambda: owner.replica.last.seq > last.seq)
+    entry = owner.replica.raw(last.seq + 1, 1, 1 << 20)
+    with pytest.raises(PromiseMoved):
+        await standby.replica.append_copied(entry, epoch=1)
+    # It leaves the set, because it confirms nothing any more; then the write is acknowledged.
+    await answer
+    assert standby.replica.last == last
+    assert standby.member not in (await trio.lease()).in_sync
+
+
+async def test_a_client_that_saw_a_newer_epoch_is_refused(trio: Trio) -> None:
+    _, owner = await owned(trio)
+    for work in (owner.submit(put("a", b"1"), Options(epoch=2)), owner.read("a", Options(epoch=2))):
+        with pytest.raises(NotOwner, match="newer owner"):
+            await work
+
+
+async def test_a_deposed_owner_follows_and_sets_its_divergent_tail_aside(trio: Trio) -> None:
+    uid, first = await owned(trio)
+    kept = await first.submit(put("a", b"kept"), OPTIONS)
+    for pod in PODS[1:]:
+        cut_off(trio, pod, uid)
+    lost = asyncio.ensure_future(first.submit(put("a", b"lost"), OPTIONS))
+    await until(lambda: first.replica.last.seq == kept.version.number + 1)
+    for pod in PODS[1:]:
+        del replica_of(trio, pod, uid).lease_changed  # type: ignore[misc]
+    await trio.grant("sample-1", uid)
+    second = await trio.owner("sample-1", uid)
+    with pytest.raises(Unknown):
+        await lost
+    after = await second.submit(put("a", b"after"), OPTIONS)
+    await until(lambda: first.replica.last.seq >= after.version.number)
+    assert first.fence.role is Role.STANDBY
+    tails = list((trio.folder / "sample-0" / "partitions").glob(f"{uid}.tail-1-*.cbor"))
+    assert len(tails) == 1
+    assert b"lost" in tails[0].read_bytes()
+    assert first.replica.chain_at(after.version.number) == second.replica.chain_at(after.version.number)
+    assert first.replica.read("a", after.version.number).value == b"after"  # type: ignore[union-attr]
+
+
+async def test_a_replica_that_applied_what_is_lost_is_made_anew_under_another_id(trio: Trio) -> None:
+    uid, first = await owned(trio, durability="standard")
+    for pod in PODS[1:]:
+        cut_off(trio, pod, uid)
+    await first.submit(put("a", b"lost"), OPTIONS)  # acknowledged under `standard`, and nowhere else
+    await first._apply()
+    before = first.replica.replica_id
+    for pod in PODS[1:]:
+        del replica_of(trio, pod, uid).lease_changed  # type: ignore[misc]
+    await trio.grant("sample-1", uid, in_sync=(replica_of(trio, "sample-1", uid).member,))
+    second = await trio.in_sync("sample-1", uid, 3)
+    assert first.replica.replica_id != before
+    assert first.replica.promised == 2
+    assert (first.replica.chain, first.replica.last) == (second.replica.chain, second.replica.last)
+    aside = trio.folder / "sample-0" / "partitions" / f"{uid}.aside-{before}"
+    assert aside.is_dir()
+
+
+async def test_a_replica_that_cannot_be_made_anew_yet_is_not_lost(
+    trio: Trio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uid, _ = await owned(trio)
+    standby = replica_of(trio, "sample-2", uid)
+    before, whole = standby.replica.replica_id, type(standby.replica).reseed
+
+    async def full(*_: object, **__: object) -> None:
+        raise DiskFull("full")
+
+    monkeypatch.setattr(type(standby.replica), "reseed", full)
+    with pytest.raises(DiskFull):
+        await standby.reseed(1)
+    assert standby.replica.replica_id == before
+    assert not standby.replica.closed
+    monkeypatch.setattr(type(standby.replica), "reseed", whole)
+    await standby.reseed(1)
+    assert standby.replica.replica_id != before
+    assert standby.replica.promised == 1
+
+
+# -- planned moves
+
+
+async def test_a_planned_move_loses_and_refuses_nothing(trio: Trio) -> None:
+    uid, first = await owned(trio)
+    await first.submit(put("a", b"1"), OPTIONS)
+    assert await first.move("sample-2")
+    lease = await trio.lease()
+    assert lease.released == f"1.{first.replica.last.seq}"
+    assert lease.release_target == "sample-2"
+    assert (first.fence.role, first.replica.closed_epoch) == (Role.CLOSED, 1)
+    held = asyncio.ensure_future(first.hold())
+    await trio.grant("sample-2", uid)
+    second = await trio.owner("sample-2", uid)
+    assert await value(second, "a") == b"1"
+    await asyncio.wait_for(held, 1)
+    assert first.fence.role is Role.STANDBY
+
+
+async def test_an_epoch_that_was_closed_appends_nothing_more(trio: Trio) -> None:
+    _, first = await owned(trio)
+    engine = first.owned.engine  # type: ignore[union-attr]
+    assert await first.move()
+    last = first.replica.last
+    with pytest.raises(NotOwner):
+        await first.submit(put("a", b"late"), OPTIONS)
+    with pytest.raises(NotOwner):
+        await engine.record_set(("x/y",), 99)
+    assert first.replica.last == last
+
+
+async def test_a_move_without_a_wish_names_a_standby_that_holds_everything(trio: Trio) -> None:
+    uid, first = await owned(trio)
+    await first.submit(put("a", b"1"), OPTIONS)
+    await until(lambda: first.owned and first.owned.in_sync_target(first.spec.replicas))
+    assert await first.move()
+    target = (await trio.lease()).release_target
+    assert target in PODS[1:]
+    assert replica_of(trio, target, uid).replica.last == first.replica.last
+
+
+async def test_the_releaser_can_be_granted_again_with_a_new_epoch(trio: Trio) -> None:
+    uid, owner = await owned(trio)
+    await owner.submit(put("a", b"1"), OPTIONS)
+    assert await owner.move()
+    await trio.grant("sample-0", uid)
+    await until(lambda: owner.fence == owner.fence.__class__(role=Role.OWNER, epoch=2))
+    await owner.submit(put("a", b"2"), OPTIONS)
+    assert await value(owner, "a") == b"2"
+
+
+async def test_a_release_that_learns_late_of_the_next_grant_does_not_end_that_one(trio: Trio) -> None:
+    uid, owner = await owned(trio)
+    before = owner.owned
+    assert before is not None
+    # The answer to the release is lost, and before it is read again the releaser is granted the next epoch.
+    replace, get, granted = trio.kube.replace, trio.kube.get, asyncio.Event()
+
+    async def lossy(resource: Any, namespace: Any, body: Any, **options: Any) -> Any:
+        done = await replace(resource, namespace, body, **options)
+        if leases.RELEASED in body["metadata"].get("annotations", {}):
+            trio.kube.replace = replace  # type: ignore[method-assign]
+            trio.kube.get = late  # type: ignore[method-assign]
+            raise Unclear("no answer")
+        return done
+
+    async def late(resource: Any, namespace: Any, name: str, **options: Any) -> Any:
+        trio.kube.get = get  # type: ignore[method-assign]
+        await trio.grant("sample-0", uid)
+        await until(lambda: owner.owned is not None and owner.owned is not before)
+        granted.set()
+        return await get(resource, namespace, name, **options)
+
+    trio.kube.replace = lossy  # type: ignore[method-assign]
+    moving = asyncio.ensure_future(owner.move())
+    await asyncio.wait_for(granted.wait(), 5)
+    await asyncio.wait_for(moving, 5)
+    await until(lambda: owner.fence.role is Role.OWNER and owner.fence.epoch == 2)
+    await owner.submit(put("a", b"2"), OPTIONS)
+
+
+async def test_a_set_change_beside_a_move_does_not_leave_a_closed_epoch_on_the_lease(trio: Trio) -> None:
+    uid, owner = await owned(trio)
+    membership = owner.owned.membership  # type: ignore[union-attr]
+    # The owner begins to drop a standby; its answer comes slowly, and meanwhile the partition is moved.
+    replace = trio.kube.replace
+
+    async def slow(resource: Any, namespace: Any, body: Any, **options: Any) -> Any:
+        done = await replace(resource, namespace, body, **options)
+        if resource is LEASES and leases.IN_SYNC in body["metadata"]["annotations"]:
+            await asyncio.sleep(0.3)
+        return done
+
+    trio.kube.replace = slow  # type: ignore[method-assign]
+    cut_off(trio, "sample-2", uid)
+    await until(lambda: owner.owned is not None and not owner.owned._quiet.is_set())
+    assert await owner.move()
+    assert (await trio.lease()).is_released
+    assert len(membership.members) == 2
+
+
+async def test_an_owner_out_of_reach_of_its_standbys_lets_go_when_it_is_asked_to(
+    trio: Trio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "ALONE_SECONDS", 0.5)
+    monkeypatch.setattr(limits, "HELD_SECONDS_MAX", 0.5)
+    uid, owner = await owned(trio)
+    for pod in PODS[1:]:
+        cut_off(trio, pod, uid)
+    under_way = asyncio.ensure_future(owner.submit(put("a", b"nobody has it"), OPTIONS))
+    await until(lambda: owner.owned and owner.owned.membership.seen.alone_since == 1)
+    assert await trio.shards["sample-0"].node.release(uid, 1, "sample-1")
+    with pytest.raises(Unknown):
+        await under_way
+    await until(lambda: owner.fence.role is Role.CLOSED)
+    for pod in PODS[1:]:
+        del replica_of(trio, pod, uid).lease_changed  # type: ignore[misc]
+    await until(lambda: owner.replica.closed_epoch == 1)
+    async with asyncio.timeout(5):
+        while not (await trio.lease()).is_released:
+            await asyncio.sleep(0.01)
+    in_sync = (await trio.lease()).in_sync
+    survivor = next(pod for pod in PODS[1:] if replica_of(trio, pod, uid).member in in_sync)
+    await trio.grant(survivor, uid)
+    second = await trio.owner(survivor, uid)
+    assert await value(second, "a") is None
+
+
+async def test_a_standard_table_is_not_moved_away_from_what_only_its_owner_holds(
+    trio: Trio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "ALONE_SECONDS", 0.5)
+    monkeypatch.setattr(limits, "HELD_SECONDS_MAX", 0.5)
+    uid, owner = await owned(trio, durability="standard")
+    for pod in PODS[1:]:
+        cut_off(trio, pod, uid)
+    await owner.submit(put("a", b"acknowledged"), OPTIONS)
+    await until(lambda: owner.owned and owner.owned.membership.seen.alone_since == 1)
+    assert not await owner.move("sample-1")
+    assert not (await trio.lease()).is_released
+    assert owner.fence.role is Role.OWNER
+
+
+async def test_a_draining_shard_gives_its_partitions_away_before_its_session_ends(trio: Trio) -> None:
+    uid, owner = await owned(trio)
+    await owner.submit(put("a", b"1"), OPTIONS)
+    await trio.shards["sample-0"].node.drain()
+    lease = await trio.lease()
+    assert lease.is_released
+    await trio.stop("sample-0", release=True)
+    assert (await trio.lease()).is_released
+    await trio.grant("sample-1", uid)
+    assert await value(await trio.owner("sample-1", uid), "a") == b"1"
+
+
+async def test_sigterm_while_an_epoch_is_opened_ends_cleanly(trio: Trio) -> None:
+    uid = await trio.partition()
+    await until(lambda: all(trio.held(pod, uid) for pod in PODS))
+    for pod in PODS[1:]:
+        cut_off(trio, pod, uid)
+    members = [replica_of(trio, pod, uid).member for pod in PODS]
+    await trio.grant("sample-0", uid, in_sync=members)
+    await until(lambda: replica_of(trio, "sample-0", uid).fence.role is Role.GRANTED)
+    await asyncio.wait_for(trio.shards["sample-0"].node.drain(), 5)
+    await asyncio.wait_for(trio.stop("sample-0", release=True), 5)
+
+
+# -- grants that cannot be taken, records that change under an owner
+
+
+async def test_a_grant_to_another_replica_of_this_pod_is_given_back(trio: Trio) -> None:
+    uid = await trio.partition()
+    await trio.grant("sample-0", uid, in_sync=("sample-0/ffffffffffffffff",))
+    async with asyncio.timeout(5):
+        while not (await trio.lease()).is_released:
+            await asyncio.sleep(0.01)
+    partition = replica_of(trio, "sample-0", uid)
+    assert (partition.fence.role, partition.fence.epoch) == (Role.STANDBY, 1)
+    assert await trio.grant("sample-0", uid, in_sync=(partition.member,)) == 2
+    assert (await trio.owner("sample-0", uid)).fence.epoch == 2
+
+
+async def test_a_grant_below_its_own_promise_is_not_taken_and_the_report_says_why(trio: Trio) -> None:
+    uid = await trio.partition()
+    await until(lambda: trio.held("sample-0", uid))
+    partition = replica_of(trio, "sample-0", uid)
+    await partition.replica.promise(5)
+    await trio.grant("sample-0", uid)
+    await until(lambda: partition.fence.epoch == 1 and partition.fence.role is Role.STANDBY)
+    assert partition.report()["epoch"] == 5
+    await trio.grant("sample-0", uid, epoch=6)
+    assert (await trio.owner("sample-0", uid)).fence.epoch == 6
+
+
+async def test_an_owner_goes_on_without_its_record_and_takes_the_next_grant(trio: Trio) -> None:
+    uid, owner = await owned(trio)
+    await trio.kube.delete(LEASES, NAMESPACE, NAME)
+    await owner.submit(put("a", b"1"), OPTIONS)
+    fresh = leases.new_partition_lease(
+        partition="orders-0", partition_uid=uid, table="orders", kvns="sample", namespace=NAMESPACE
+    )
+    members = owner.owned.membership.members  # type: ignore[union-attr]
+    await trio.kube.create(LEASES, NAMESPACE, fresh)
+    await trio.grant("sample-0", uid, epoch=2, in_sync=members)
+    await until(lambda: owner.fence.role is Role.OWNER and owner.fence.epoch == 2)
+    assert await value(owner, "a") == b"1"
+
+
+async def test_a_record_that_was_put_back_does_not_make_an_owner(trio: Trio) -> None:
+    uid, first = await owned(trio)
+    old = await trio.kube.get(LEASES, NAMESPACE, NAME)
+    await trio.grant("sample-1", uid)
+    second = await trio.owner("sample-1", uid)
+    await until(lambda: first.fence.role is Role.STANDBY)
+    now = await trio.kube.get(LEASES, NAMESPACE, NAME)
+    old["metadata"]["resourceVersion"] = now["metadata"]["resourceVersion"]
+    await trio.kube.replace(LEASES, NAMESPACE, old)
+    await asyncio.sleep(0.3)
+    assert first.fence.role is Role.STANDBY
+    assert second.fence.role is Role.OWNER
+    await second.submit(put("a", b"1"), OPTIONS)
+
+
+async def test_a_shard_that_restarts_under_its_pods_name_is_no_owner_by_that(trio: Trio) -> None:
+    uid, owner = await owned(trio)
+    await owner.submit(put("a", b"1"), OPTIONS)
+    port = int(trio.shards["sample-0"].node.config.http.rpartition(":")[2])
+    replica_id, promised = owner.replica.replica_id, owner.replica.promised
+    await trio.stop("sample-0")
+    await trio.start("sample-0", port=port)
+    await until(lambda: trio.held("sample-0", uid))
+    again = replica_of(trio, "sample-0", uid)
+    assert (again.replica.replica_id, again.replica.promised) == (replica_id, promised)
+    assert again.fence.role is Role.STANDBY
+    with pytest.raises(NotOwner):
+        await again.submit(put("a", b"2"), OPTIONS)
+    await trio.grant("sample-0", uid)
+    again = await trio.owner("sample-0", uid)
+    assert await value(again, "a") == b"1"
+
+
+async def test_a_partition_that_is_deleted_while_it_is_written_to_ends_nothing_else(trio: Trio) -> None:
+    uid, owner = await owned(trio, deletionPolicy="Delete")
+    writing = [asyncio.ensure_future(owner.submit(put(f"k{n}", b"x" * 4096), OPTIONS)) for n in range(200)]
+    await asyncio.sleep(0.01)
+    await trio.kube.delete(KV_PARTITIONS, NAMESPACE, "orders-0")
+    outcomes = await asyncio.gather(*writing, return_exceptions=True)
+    assert all(not isinstance(one, BaseException) or isinstance(one, FenceKVError) for one in outcomes)
+    folders = [trio.folder / pod / "partitions" / uid for pod in PODS]
+    await until(lambda: not any(folder.exists() for folder in folders))
+    assert all(running.node.live() for running in trio.shards.values())
+
+
+async def test_a_partition_that_is_deleted_during_a_move_ends_nothing_else(trio: Trio) -> None:
+    _, owner = await owned(trio)
+    moving = asyncio.ensure_future(owner.move())
+    await trio.kube.delete(KV_PARTITIONS, NAMESPACE, "orders-0")
+    await asyncio.wait_for(asyncio.gather(moving, return_exceptions=True), 5)
+    assert all(running.node.live() for running in trio.shards.values())
+
+
+# -- peers that hang, and readers
+
+
+async def test_a_peer_that_reads_nothing_does_not_stop_the_clockwork(trio: Trio) -> None:
+    _, owner = await owned(trio)
+    link = next(iter(trio.shards["sample-0"].node._feeds._links.values()))
+
+    async def never(message: object) -> None:
+        await asyncio.Event().wait()
+
+    link.channel.send = never  # type: ignore[method-assign]
+    answer = await asyncio.wait_for(owner.submit(put("a", b"1"), OPTIONS), 8)
+    assert answer.version is not None
+    assert len((await trio.lease()).in_sync) == 2
+
+
+async def test_a_cached_read_shows_only_what_is_committed(trio: Trio) -> None:
+    uid, owner = await owned(trio)
+    await owner.submit(put("a", b"old"), OPTIONS)
+    for pod in PODS[1:]:
+        await until(lambda pod=pod: replica_of(trio, pod, uid).replica.commit_seq == owner.replica.last.seq)
+    cut_off(trio, "sample-2", uid)
+    answer = asyncio.ensure_future(owner.submit(put("a", b"new"), OPTIONS))
+    one = replica_of(trio, "sample-1", uid)
+    await until(lambda: one.replica.last.seq == owner.replica.last.seq)
+    cached = Options(consistency=Consistency.CACHED)
+    if not answer.done():
+        assert (await one.read("a", cached)).record.value == b"old"  # type: ignore[union-attr]
+        assert await value(owner, "a") == b"old"
+    await answer
+    assert await value(owner, "a") == b"new"
+
+
+async def test_a_read_waits_for_its_minimum_token_and_says_where_it_got_stuck(
+    trio: Trio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "FRESH_SECONDS_MAX", 0.1)
+    uid, owner = await owned(trio)
+    done = await owner.submit(put("a", b"1"), OPTIONS)
+    one = replica_of(trio, "sample-1", uid)
+    cached = Options(consistency=Consistency.CACHED, min_token=done.token)
+    monkeypatch.setattr(limits, "FRESH_SECONDS_MAX", 5)
+    assert (await one.read("a", cached)).record.value == b"1"  # type: ignore[union-attr]
+    monkeypatch.setattr(limits, "FRESH_SECONDS_MAX", 0.05)
+    ahead = type(done.token)(done.token.epoch, done.token.number + 10)
+    with pytest.raises(NotOwner, match="not reached in time"):
+        await one.read("a", Options(consistency=Consistency.CACHED, min_token=ahead))
+    with pytest.raises(Unavailable, match="not reached in time"):
+        await owner.read("a", Options(min_token=ahead))
+    newer = type(done.token)(done.token.epoch + 1, 0)
+    with pytest.raises(NotOwner, match="newer owner"):
+        await owner.read("a", Options(min_token=newer))
+
+
+async def test_one_ownership_entry_stands_for_each_epoch(trio: Trio) -> None:
+    uid, _ = await owned(trio)
+    await trio.grant("sample-1", uid)
+    await trio.owner("sample-1", uid)
+    await trio.grant("sample-2", uid)
+    last = await trio.owner("sample-2", uid)
+    epochs = [
+        last.replica.entry(seq).epoch
+        for seq in range(last.replica.last.seq + 1)
+        if isinstance(last.replica.entry(seq).operations, Ownership)
+    ]
+    assert epochs == [1, 2, 3]
+    assert PartitionLease.parse(await trio.kube.get(LEASES, NAMESPACE, NAME)).epoch == 3
