@@ -54,19 +54,19 @@ def print_puts(console: Console, legs: Sequence[Leg], ceiling: Sequence[Leg]) ->
     table = Table(title="Puts of 256 B, medians (least-most), ratios FenceKV/etcd of paired runs")
     table.add_column("clients", justify="right")
     table.add_column("system")
-    for name in ("puts/s", "p50 ms", "p99 ms", "server cores", "loader cores", "others' cores"):
+    for name in ("puts/s", "p50 ms", "p99 ms", "cores: server/loader/others"):
         table.add_column(name, justify="right")
     by_clients = {ratio.clients: ratio for ratio in ratios(legs)}
     for clients in dict.fromkeys(leg.clients for leg in [*legs, *ceiling]):
         for row in rows([leg for leg in [*legs, *ceiling] if leg.clients == clients]):
             cells = [_count(row.puts_per_second), _short(row.p50_ms), _short(row.p99_ms)]
-            busy = [_median(row.server_cores), _median(row.loader_cores), _median(row.others_cores)]
+            busy = "/".join(_median(cores) for cores in (row.server_cores, row.loader_cores, row.others_cores))
             style = "bold" if row.system == FENCEKV else "dim" if row.system == CEILING else ""
-            table.add_row(str(clients), row.system, *cells, *busy, style=style)
+            table.add_row(str(clients), row.system, *cells, busy, style=style)
         ratio = by_clients.get(clients)
         if ratio is not None:
             cells = [_short(ratio.puts_per_second), _short(ratio.p50_ms), _short(ratio.p99_ms)]
-            table.add_row(str(clients), "ratio", *cells, "", "", "", style="cyan")
+            table.add_row(str(clients), "ratio", *cells, "", style="cyan")
         table.add_section()
     console.print(table)
     noise = noise_cores([*legs, *ceiling])
@@ -131,4 +131,4 @@ def _short(of: Spread) -> str:
 
 
 def _median(of: Spread | None) -> str:
-    return "" if of is None else f"{of.median:.2f}"
+    return "?" if of is None else f"{of.median:.2f}"

@@ -37,7 +37,8 @@ OWNER_HTTP: Final = f"{GROUP}/owner-http"
 OWNER_PEER: Final = f"{GROUP}/owner-peer"
 RELEASE_TARGET: Final = f"{GROUP}/release-target"
 ALONE_SINCE: Final = f"{GROUP}/alone-since"
-ACCEPT_LOSS: Final = f"{GROUP}/accept-loss"
+ACCEPT_LOSS: Final = f"{GROUP}/accept-loss"  # on a KVPartition, by a person
+ACCEPTED_LOSS: Final = f"{GROUP}/accepted-loss"  # on its Lease, by the grant that rests on it
 
 Object = dict[str, Any]
 
@@ -206,6 +207,7 @@ class PartitionLease:
     released: str  # "<epoch>.<seq>" or empty
     release_target: str  # a pod, or empty
     alone_since: int | None  # epoch for which the owner cannot reach minInSync standbys; None: it can.
+    accepted_loss: int | None  # epoch whose loss a person accepted for this grant; None: nothing was lost.
 
     @property
     def is_released(self) -> bool:
@@ -236,7 +238,8 @@ class PartitionLease:
             owner_peer=notes.get(OWNER_PEER, ""),
             released=notes.get(RELEASED, ""),
             release_target=notes.get(RELEASE_TARGET, ""),
-            alone_since=int(notes[ALONE_SINCE]) if ALONE_SINCE in notes else None,
+            alone_since=_optional_number(notes, ALONE_SINCE),
+            accepted_loss=_optional_number(notes, ACCEPTED_LOSS),
         )
 
 
@@ -268,13 +271,19 @@ def granted(
     http: str,
     peer: str,
     unix_seconds: float,
+    accepted_loss: int | None = None,
 ) -> Object:
-    """The partition Lease, granted to `session` with `epoch`."""
+    """The partition Lease, granted to `session` with `epoch`.
+
+    `accepted_loss`: the epoch whose loss a person accepted for it; the new owner journals it.
+    """
     assert epoch > int((lease.get("spec") or {}).get("leaseTransitions") or 0), (epoch, lease)
     changed = with_in_sync(lease, in_sync=in_sync, set_version=set_version)
     notes = changed["metadata"]["annotations"]
-    for gone in (RELEASED, RELEASE_TARGET, ALONE_SINCE):
+    for gone in (RELEASED, RELEASE_TARGET, ALONE_SINCE, ACCEPTED_LOSS):
         notes.pop(gone, None)
+    if accepted_loss is not None:
+        notes[ACCEPTED_LOSS] = str(accepted_loss)
     notes.update({OWNER_HTTP: http, OWNER_PEER: peer})
     changed["spec"].update(
         holderIdentity=str(session), leaseTransitions=epoch, acquireTime=micro_time(unix_seconds)
@@ -308,6 +317,10 @@ def _annotated(lease: Mapping[str, Any], notes: Mapping[str, str]) -> Object:
     changed["metadata"].setdefault("annotations", {}).update(notes)
     changed.setdefault("spec", {})
     return changed
+
+
+def _optional_number(notes: Mapping[str, str], field: str) -> int | None:
+    return _number(notes[field], field) if field in notes else None
 
 
 def _number(value: Any, field: str) -> int:

@@ -39,6 +39,7 @@ from fencekv.leases import (
     partition_lease_name,
     session_lease_name,
 )
+from fencekv_operator.facts import Reason
 from fencekv_operator.ownership import Decision, Grant, Partition, View, Wait, decide
 from fencekv_operator.sessions import Track, proves_death
 
@@ -182,6 +183,7 @@ class Writer:
             http=grant.http,
             peer=grant.peer,
             unix_seconds=self._clock.unix(),
+            accepted_loss=partition.accepted_loss if grant.reason is Reason.LOSS_ACCEPTED else None,
         )
         try:
             if raw is None:

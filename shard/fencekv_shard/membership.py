@@ -184,11 +184,11 @@ async def current_grant(
 
 
 async def decline(
-    kube: Kube, namespace: str, grant: PartitionLease, *, seq: int, wanted: Callable[[], bool]
+    kube: Kube, namespace: str, grant: PartitionLease, *, seq: int, target: str, wanted: Callable[[], bool]
 ) -> None:
     """Gives back a grant under which nothing was or ever will be begun here."""
     while (raw := await current_grant(kube, namespace, grant, wanted=wanted)) is not None:
-        body = leases.released_partition(raw, epoch=grant.epoch, seq=seq, target="")
+        body = leases.released_partition(raw, epoch=grant.epoch, seq=seq, target=target)
         try:
             await kube.replace(LEASES, namespace, body, timeout=CAS_SECONDS)
             return

@@ -108,9 +108,13 @@ class Owned:
             if alone and self._quiet.is_set() and self.engine.spec.durability is Durability.REPLICATED:
                 return True
             logger.warning("%s: not moved, standbys do not confirm: %r", self.engine.spec.name, error)
-            self._closing = False
+            self.resume()
             return False
         return True
+
+    def resume(self) -> None:
+        """The epoch does not end after all."""
+        self._closing = False
 
     def tick(self, slice_seconds: float) -> None:
         """Looks at the followers. `slice_seconds` passed; a long pause of this process counts as a short one."""

@@ -27,6 +27,7 @@ from fencekv_shard import limits
 from fencekv_shard.api import (
     Committed,
     Consistency,
+    Durability,
     HistoryPage,
     Item,
     Options,
@@ -41,6 +42,7 @@ from fencekv_shard.freshness import Freshness, judge
 from fencekv_shard.membership import Membership, current_grant, decline
 from fencekv_shard.memory import PodMemory
 from fencekv_shard.owned import Owned
+from fencekv_shard.quorum import pod_of
 from fencekv_shard.replica import Closed, Replica
 from fencekv_shard.session import SessionKeeper
 from fencekv_shard.spec import PartitionSpec
@@ -222,11 +224,11 @@ class Partition:
         try:
             while self._raw is not None and not self._closed:
                 raw, self._raw = self._raw, None
-                await self._become(raw, PartitionLease.parse(raw))
+                await self._become(PartitionLease.parse(raw))
         finally:
             self._settling = False
 
-    async def _become(self, raw: dict[str, Any], seen: PartitionLease) -> None:
+    async def _become(self, seen: PartitionLease) -> None:
         known = max(self.fence.epoch, self.lease.epoch if self.lease else 0)
         if seen.partition_uid != self.spec.uid or seen.epoch < known:
             return  # of an earlier partition of that name, or an older state of the Lease
@@ -236,41 +238,26 @@ class Partition:
         if seen.session == self._around.session.session:
             if seen.epoch > self.fence.epoch and not seen.is_released:
                 async with self._replica_changes:
-                    await self._begin(raw, seen)
+                    await self._begin(seen)
             return
         self._depose(NotOwner("another session owns the partition", epoch=seen.epoch))
         own_pod = self._around.session.session.pod
         if seen.session is not None and seen.session.pod != own_pod and not seen.is_released:
             self._around.follow.follow(self, seen.owner_peer)
 
-    async def _begin(self, raw: dict[str, Any], seen: PartitionLease) -> None:
+    async def _begin(self, seen: PartitionLease) -> None:
         """The Lease grants us a new epoch."""
         self._around.follow.unfollow(self)
         self._depose(NotOwner("granted anew", epoch=seen.epoch))
-        is_member = self.member in seen.in_sync
         # From here on this shard reports the epoch, so that no other grant uses it again.
         self.fence = self.fence.on(Event.GRANT, epoch=seen.epoch)
+        current = await self._promised(seen)
+        if self.fence != Fence(role=Role.GRANTED, epoch=seen.epoch):
+            return  # closed meanwhile
+        if current is None:
+            self.fence = self.fence.on(Event.DEPOSED)
+            return
         around = self._around
-        current = await current_grant(around.kube, around.namespace, seen, wanted=self._wanted)
-        if current is not None and not is_member:
-            logger.error("%s: granted to us, but %s is not in %s", self.name, self.member, seen.in_sync)
-            await decline(around.kube, around.namespace, seen, seq=self.replica.last.seq, wanted=self._wanted)
-        if current is None or not is_member:
-            self.fence = self.fence.on(Event.DEPOSED)
-            return
-        raw = current
-        try:
-            await self.replica.promise(seen.epoch)
-        except StalePromise as error:
-            # The report says which epoch was promised, and the operator grants above it.
-            logger.warning("%s: %s", self.name, error)
-            self.fence = self.fence.on(Event.DEPOSED)
-            return
-        except (CommitFailed, DiskFull) as error:
-            around.on_fatal(error)
-            return
-        if self._closed:
-            return
         deposed = partial(self._deposed_under, seen.epoch)
         engine = Engine(
             replica=self.replica,
@@ -288,11 +275,38 @@ class Partition:
             namespace=around.namespace,
             session=around.session.session,
             engine=engine,
-            lease=raw,
+            lease=current,
             on_deposed=deposed,
         )
         self.owned = Owned(engine=engine, membership=membership, spawn=around.spawn)
         around.spawn(self._open(self.owned, seen))
+
+    async def _promised(self, seen: PartitionLease) -> dict[str, Any] | None:
+        """Promises the granted epoch, durably; gives the Lease. None: this replica cannot act on the grant."""
+        around, kube, namespace = self._around, self._around.kube, self._around.namespace
+        while (raw := await current_grant(kube, namespace, seen, wanted=self._wanted)) is not None:
+            target, last = "", self.replica.last.seq
+            if self.member in seen.in_sync:
+                try:
+                    await self.replica.promise(seen.epoch)
+                    return raw
+                except StalePromise as error:
+                    # The report says which epoch was promised, and the operator grants above it.
+                    logger.warning("%s: %s", self.name, error)
+                    return None
+                except CommitFailed as error:
+                    around.on_fatal(error)
+                    return None
+                except DiskFull as error:
+                    logger.warning("%s: epoch %d not promised: %s", self.name, seen.epoch, error)
+                await asyncio.sleep(OPEN_PAUSE_SECONDS)
+                target = next((pod_of(member) for member in seen.in_sync if member != self.member), "")
+                if not target or self.spec.durability is Durability.STANDARD:
+                    continue  # nobody else holds all that was acknowledged
+            else:
+                logger.error("%s: granted to us, but %s is not in %s", self.name, self.member, seen.in_sync)
+            await decline(kube, namespace, seen, seq=last, target=target, wanted=self._wanted)
+        return None
 
     def _wanted(self) -> bool:
         return not self._closed and not self._around.session.over
@@ -350,10 +364,12 @@ class Partition:
             owned.engine.expire(NotOwner("the partition is being moved"), Unknown("the epoch was closed"))
             await owned.membership.release(seq=seq, target=chosen)
             return True
-        except (CommitFailed, DiskFull) as error:
+        except CommitFailed as error:
             self._around.on_fatal(error)
             return False
-        except Closed:
+        except (Closed, DiskFull) as error:
+            logger.warning("%s: not moved: %s", self.name, error)
+            owned.resume()
             return False
         finally:
             self._moving = False

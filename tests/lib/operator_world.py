@@ -90,6 +90,7 @@ def facts_of(
         released=released,
         release_target="",
         alone_since=None,
+        accepted_loss=None,
     )
     replicas = tuple(
         ReplicaFacts(

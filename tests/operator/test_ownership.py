@@ -68,6 +68,7 @@ def lease(**changes: Any) -> PartitionLease:
         released="",
         release_target="",
         alone_since=None,
+        accepted_loss=None,
     )
     return replace(base, **changes)
 

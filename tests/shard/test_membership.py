@@ -423,11 +423,11 @@ async def test_a_grant_is_acted_on_only_while_it_stands(tmp_path: Path) -> None:
 
     w.once("GET", lose)
     assert await current() == await w.kube.get(LEASES, "default", NAME)
-    await decline(w.kube, "default", ours, seq=3, wanted=lambda: True)
+    await decline(w.kube, "default", ours, seq=3, target="", wanted=lambda: True)
     assert (await w.lease()).released == "1.3"
     assert await current() is None
     await w.grant(OTHER, epoch=2, in_sync=(B,))
-    await decline(w.kube, "default", ours, seq=3, wanted=lambda: True)
+    await decline(w.kube, "default", ours, seq=3, target="", wanted=lambda: True)
     assert not (await w.lease()).is_released
     await w.kube.delete(LEASES, "default", NAME)
     assert await current() is None

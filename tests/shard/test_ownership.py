@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -72,24 +72,11 @@ async def value(partition: Partition, key: str) -> bytes | None:
     return found.value if found else None
 
 
-def once(trio: Trio, method: str, part: str, act: Callable[[], None], *, after: bool = False) -> list[bool]:
-    """Runs `act` at the next request of that method whose path has `part`."""
-    done: list[bool] = []
-
-    def hook(asked: str, path: str) -> None:
-        if asked == method and part in path and not done:
-            done.append(True)
-            act()
-
-    if after:
-        trio.kube.after = hook
-    else:
-        trio.kube.before = hook
-    return done
-
-
-def lose() -> None:
-    raise Unclear("no answer")
+async def released(trio: Trio, epoch: int) -> None:
+    """Waits until the Lease says that `epoch` was given away."""
+    async with asyncio.timeout(5):
+        while not ((lease := await trio.lease()).is_released and lease.epoch == epoch):
+            await asyncio.sleep(0.01)
 
 
 def cut_off(trio: Trio, pod: str, uid: str) -> None:
@@ -542,3 +529,38 @@ async def test_one_ownership_entry_stands_for_each_epoch(trio: Trio) -> None:
     ]
     assert epochs == [1, 2, 3]
     assert PartitionLease.parse(await trio.kube.get(LEASES, NAMESPACE, NAME)).epoch == 3
+
+
+async def test_a_full_disk_gives_a_grant_to_another_member_and_ends_no_process(
+    trio: Trio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uid, owner = await owned(trio)
+    await owner.submit(put("a", b"1"), OPTIONS)
+    one = replica_of(trio, "sample-1", uid)
+
+    async def full(epoch: int) -> None:
+        raise DiskFull("full")
+
+    monkeypatch.setattr(one.replica, "promise", full)
+    await trio.grant("sample-1", uid)
+    await released(trio, 2)
+    lease = await trio.lease()
+    assert lease.release_target in {"sample-0", "sample-2"}
+    assert one.fence.role is Role.STANDBY
+    await trio.grant(lease.release_target, uid)
+    assert await value(await trio.owner(lease.release_target, uid), "a") == b"1"
+
+
+async def test_an_epoch_that_cannot_be_closed_on_a_full_disk_goes_on(
+    trio: Trio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, owner = await owned(trio)
+
+    async def full(epoch: int) -> None:
+        raise DiskFull("full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(owner.replica, "close_epoch", full)
+        assert not await owner.move()
+    await owner.submit(put("a", b"1"), OPTIONS)
+    assert await owner.move()

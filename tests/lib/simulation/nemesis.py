@@ -21,7 +21,6 @@ from simulation.pods import Pod
 if TYPE_CHECKING:
     from simulation.world import World
 
-GAP_SECONDS_MAX: Final = 3.0
 OPERATOR_AWAY_SECONDS: Final = 2.0
 
 Fault = Callable[[], None]
@@ -69,7 +68,7 @@ class Nemesis:
         """Breaks things for a while."""
         until = self._loop.time() + seconds
         while self._loop.time() < until:
-            await asyncio.sleep(self._chance.random() * GAP_SECONDS_MAX)
+            await asyncio.sleep(self._chance.random() * self._world.settings.gap_seconds_max)
             name, fault = self._chance.choice(self._faults)
             self._loop.trace(f"nemesis {name}")
             fault()

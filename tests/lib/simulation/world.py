@@ -57,6 +57,9 @@ class Settings:
     clients: int = 4
     keys: int = 2  # of each partition
     trouble_seconds: float = 20.0
+    gap_seconds_max: float = (
+        3.0  # between two faults: small gaps break much at once, large ones break it for longer
+    )
     everyone_leads: bool = False  # operators act whether or not they hold their own Lease
     faults: Sequence[str] = ()  # empty: all that the nemesis knows
 
