@@ -25,7 +25,7 @@ from fencekv.clock import Clock
 from fencekv.errors import Exhausted, FenceKVError, NotOwner, Unavailable, Unknown
 from fencekv_shard import limits
 from fencekv_shard.api import Committed, Durability, Options
-from fencekv_shard.journal import Entry, Ownership, in_sync_entry, ownership_entry
+from fencekv_shard.journal import Entry, Ownership, accepted_loss_entry, in_sync_entry, ownership_entry
 from fencekv_shard.replica import Closed, Replica
 from fencekv_shard.rounds import Internal, Pending, Request, Round, fail
 from fencekv_shard.spec import PartitionSpec
@@ -86,6 +86,7 @@ class Engine:
         self._relaxing: tuple[int, frozenset[str]] | None = None  # a smaller counted set, valid from this seq on
         self._stopped: FenceKVError | None = None
         self._changed = asyncio.Event()  # commit_seq, a counted set, or what `_run` may take
+        self._loss_journaled = False
         self.rounds = 0
 
     # -- requests ---------------------------------------------------------------------------------------------
@@ -131,8 +132,12 @@ class Engine:
 
     # -- ownership --------------------------------------------------------------------------------------------
 
-    async def open(self, *, session: str, members: tuple[str, ...], set_version: int) -> None:
+    async def open(
+        self, *, session: str, members: tuple[str, ...], set_version: int, accepted_loss: int | None = None
+    ) -> None:
         """Commits everything up to the ownership entry under the epoch, which is promised. May be repeated.
+
+        `accepted_loss`: the epoch whose loss a person accepted, so that this one could begin; it is journaled.
 
         Raises:
             NotOwner: a higher epoch is promised here.
@@ -154,6 +159,13 @@ class Engine:
                     seq=seq, txid=txid, epoch=self.epoch, unix_ns=now_ns(), ownership=ownership
                 )
             )
+        if accepted_loss is not None and not self._loss_journaled:
+            await self._append_internal(
+                lambda seq, txid: accepted_loss_entry(
+                    seq=seq, txid=txid, epoch=self.epoch, unix_ns=now_ns(), accepted_epoch=accepted_loss
+                )
+            )
+            self._loss_journaled = True
         seq = await self.record_set(members, set_version)
         await self.wait_committed(seq)
 

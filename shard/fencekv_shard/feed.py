@@ -115,7 +115,8 @@ class Feed(Wakeable):
     async def _append(self, entries: list[bytes], last: int) -> None:
         commit = self._commit_for(last)
         self._committed_sent = max(commit, self._committed_sent)
-        await self._channel.send(["append", self._uid, self.engine.epoch, self._number, commit, entries])
+        chain = self.engine.replica.chain_at(last)
+        await self._channel.send(["append", self._uid, self.engine.epoch, self._number, commit, chain, entries])
 
     def _commit_for(self, last: int) -> int:
         """The highest committed end of a round at or below `last`."""

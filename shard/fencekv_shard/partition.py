@@ -23,18 +23,8 @@ from fencekv.errors import Exhausted, FenceKVError, NotOwner, Unavailable, Unkno
 from fencekv.kube import Kube
 from fencekv.leases import PartitionLease
 from fencekv.token import Token
-from fencekv_shard import limits
-from fencekv_shard.api import (
-    Committed,
-    Consistency,
-    Durability,
-    HistoryPage,
-    Item,
-    Options,
-    Page,
-    Range,
-    ReadAnswer,
-)
+from fencekv_shard import api, limits
+from fencekv_shard.api import Committed, Consistency, Durability, Options
 from fencekv_shard.engine import Engine
 from fencekv_shard.executor import Executor
 from fencekv_shard.fence import Event, Fence, Role
@@ -133,15 +123,15 @@ class Partition:
             owned = self._admit(options)
         return await owned.engine.submit(transaction, options)
 
-    async def read(self, key: str, options: Options) -> ReadAnswer:
+    async def read(self, key: str, options: Options) -> api.ReadAnswer:
         """Reads a key."""
         await self._prepare(options)
         record = self.replica.read(key, self.replica.commit_seq)
-        answer = ReadAnswer(record=record, token=self.token())
+        answer = api.ReadAnswer(record=record, token=self.token())
         self._confirm_read(options)
         return answer
 
-    async def scan(self, span: Range, options: Options) -> Page:
+    async def scan(self, span: api.Range, options: Options) -> api.Page:
         """Reads a page of keys."""
         await self._prepare(options)
         at = self.replica.commit_seq
@@ -149,17 +139,17 @@ class Partition:
             raise Unavailable("this replica has not reached the page's state yet")
         at = at if span.at is None else span.at
         found, more = self.replica.scan(start=span.start, end=span.end, after=span.after, limit=span.limit, at=at)
-        items = [Item(key, record) for key, record in found]
-        page = Page(items=items, more=more, token=self._token_at(at), seq=at)
+        items = [api.Item(key, record) for key, record in found]
+        page = api.Page(items=items, more=more, token=self._token_at(at), seq=at)
         self._confirm_read(options)
         return page
 
-    async def history(self, key: str, *, before: int | None, limit: int, options: Options) -> HistoryPage:
+    async def history(self, key: str, *, before: int | None, limit: int, options: Options) -> api.HistoryPage:
         """Reads versions of a key, newest first."""
         await self._prepare(options)
         at = self.replica.commit_seq
         changes, more = self.replica.history(key, before=before, limit=limit, at=at)
-        page = HistoryPage(changes=changes, more=more, token=self.token())
+        page = api.HistoryPage(changes=changes, more=more, token=self.token())
         self._confirm_read(options)
         return page
 
@@ -168,10 +158,8 @@ class Partition:
         return self._token_at(self.replica.commit_seq)
 
     def _token_at(self, seq: int) -> Token:
-        if seq < 0:
-            return Token(0, 0)
-        entry = self.replica.entry(seq)
-        return Token(entry.epoch, entry.txid)
+        position = self.replica.position_at(seq)
+        return Token(position.epoch, position.txid)
 
     def _admit(self, options: Options) -> Owned:
         around = self._around
@@ -315,7 +303,12 @@ class Partition:
         session = str(self._around.session.session)
         while self.owned is owned:
             try:
-                await owned.engine.open(session=session, members=seen.in_sync, set_version=seen.set_version)
+                await owned.engine.open(
+                    session=session,
+                    members=seen.in_sync,
+                    set_version=seen.set_version,
+                    accepted_loss=seen.accepted_loss,
+                )
                 break
             except Exhausted as error:
                 logger.warning("%s: epoch %d not opened yet: %s", self.name, seen.epoch, error)

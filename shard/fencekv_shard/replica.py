@@ -267,11 +267,13 @@ class Replica:
         if pairs:
             await self._exclusively(step)
 
-    async def append_copied(self, raw: Sequence[bytes], *, epoch: int) -> int:
+    async def append_copied(self, raw: Sequence[bytes], *, epoch: int, chain: bytes | None = None) -> int:
         """Appends entries as the owner of `epoch` sent them; durable when it returns. Gives the last one's seq.
 
+        `chain`: the chain hash that the owner has at the last of them; None: it was not told.
+
         Raises:
-            Invalid: one is malformed, or does not follow. Nothing was written.
+            Invalid: one is malformed, does not follow, or has another hash than at the owner. Nothing was written.
             PromiseMoved, DiskFull, CommitFailed: as `append_own`.
         """
         pairs = [(journal.decode_entry(data), data) for data in raw]
@@ -286,15 +288,19 @@ class Replica:
                 if problem:
                     raise Invalid(f"entry: {problem}", field="entry")
                 last = Position(entry.epoch, entry.seq, entry.txid)
-            await self._append(pairs, epoch)
+            await self._append(pairs, epoch, chain=chain)
             return last.seq
 
         return await self._exclusively(step)
 
-    async def _append(self, pairs: Sequence[tuple[Entry, bytes]], epoch: int) -> None:
+    async def _append(
+        self, pairs: Sequence[tuple[Entry, bytes]], epoch: int, *, chain: bytes | None = None
+    ) -> None:
         if self.promised != epoch or self.closed_epoch >= epoch:  # cheap; the store asks the disk once more
             raise PromiseMoved(epoch, promised=self.promised, closed=self.closed_epoch)
         state, records = appended(self._state, pairs, commit_seq=self._commit_seq)
+        if chain is not None and chain != state.chain:
+            raise Invalid("entries: their chain hash is not the one that the owner has", field="entries")
         await self._executor.run(partial(self._store.append, records, state, promised=epoch))
         self._state = state
         self._overlay.extend(entry for entry, _ in pairs)

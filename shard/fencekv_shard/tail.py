@@ -264,9 +264,9 @@ class _Stream:
                 ]
             )
         elif kind == "append":
-            _, epoch, number, commit, entries = fields(message, str, int, int, int, list)
+            _, epoch, number, commit, chain, entries = fields(message, str, int, int, int, bytes, list)
             if number == self._number:
-                await self._append(epoch, commit, entries)
+                await self._append(epoch, commit, chain, entries)
         elif kind == "truncate":
             _, epoch, number, seq = fields(message, str, int, int, int)
             if number == self._number:
@@ -284,13 +284,13 @@ class _Stream:
         elif kind == "refuse":
             self._again()
 
-    async def _append(self, epoch: int, commit: int, entries: list[bytes]) -> None:
+    async def _append(self, epoch: int, commit: int, chain: bytes, entries: list[bytes]) -> None:
         replica = self._following.replica
         await replica.promise(epoch)
         if entries:
             if replica.overlay_full:
                 await replica.apply_step()
-            await self._confirm(epoch, await replica.append_copied(entries, epoch=epoch))
+            await self._confirm(epoch, await replica.append_copied(entries, epoch=epoch, chain=chain))
         if not self._stopped and self._following.replica is replica and commit <= replica.last.seq:
             self._following.committed(commit)
 

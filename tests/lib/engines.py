@@ -69,10 +69,11 @@ class Bench:
     def submit(self, transaction: Transaction, **options: Any) -> asyncio.Task[Committed]:
         return asyncio.ensure_future(self.engine.submit(transaction, Options(**options)))
 
-    def confirm(self, *members: str) -> None:
-        """These standbys have everything that is fsynced here."""
+    def confirm(self, *members: str) -> bool:
+        """These standbys have everything that is fsynced here. Gives False, for use in a condition."""
         for member in members:
             self.engine.confirm(member, self.replica.last.seq)
+        return False
 
     async def opened(self, *standbys: str) -> None:
         """Opens the epoch with an in-sync set of this replica and `standbys`, who confirm at once."""

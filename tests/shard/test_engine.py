@@ -15,7 +15,7 @@ from fencekv.errors import Exhausted, FenceKVError, Invalid, NotOwner, Unavailab
 from fencekv.token import Token, Version
 from fencekv_shard import limits
 from fencekv_shard.api import Durability
-from fencekv_shard.journal import Ownership
+from fencekv_shard.journal import AcceptedLoss, Ownership
 from fencekv_shard.store import CommitFailed, Corrupt, DiskFull
 from fencekv_shard.transaction import (
     Compare,
@@ -132,6 +132,7 @@ async def test_requests_of_a_round_share_a_txid_and_see_each_other(tmp_path: Pat
     await turns()
     disk.release()
     first, chained, failed, deleted, gone = await asyncio.gather(before, *round_)
+    assert first.version is not None
     assert [one.effect.succeeded for one in (chained, failed, deleted, gone)] == [True, False, True, False]
     assert {one.token for one in (chained, failed, deleted, gone)} == {Token(1, first.token.number + 1)}
     assert (chained.version, failed.version) == (Version(1, first.version.number + 1), None)
@@ -427,7 +428,7 @@ async def test_a_standby_that_died_under_load_can_leave_though_the_overlay_is_fu
         seq = await world.engine.record_set((world.engine.member, B), 2)
     world.engine.relax(seq=seq, standbys=[B])
     world.confirm(B)
-    await settle(lambda: all(answer.done() for answer in answers) or bool(world.confirm(B)))
+    await settle(lambda: all(answer.done() for answer in answers) or world.confirm(B))
     assert all(answer.exception() is None for answer in answers)
 
 
@@ -473,6 +474,15 @@ async def test_an_opening_that_met_a_full_disk_can_be_tried_again(
     await world.engine.open(session="s", members=(world.engine.member,), set_version=1)
     entries = [world.replica.entry(seq) for seq in range(world.replica.last.seq + 1)]
     assert sum(isinstance(entry.operations, Ownership) for entry in entries) == 1
+
+
+async def test_a_loss_that_a_person_accepted_stands_in_the_journal_once(tmp_path: Path) -> None:
+    world = await bench(tmp_path, epoch=5)
+    for _ in range(2):
+        await world.engine.open(session="s", members=(world.engine.member,), set_version=1, accepted_loss=4)
+    entries = [world.replica.entry(seq).operations for seq in range(world.replica.last.seq + 1)]
+    assert [entry for entry in entries if isinstance(entry, AcceptedLoss)] == [AcceptedLoss(epoch=4)]
+    assert isinstance(entries[0], Ownership)
 
 
 async def test_an_epoch_is_open_only_when_its_whole_journal_is_confirmed(tmp_path: Path) -> None:

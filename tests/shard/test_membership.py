@@ -409,7 +409,7 @@ async def test_the_end_of_an_epoch_waits_for_a_change_that_is_under_way(tmp_path
     drained = asyncio.ensure_future(w.owned.drained())
     await turns(1)
     assert not drained.done()
-    await settle(lambda: bool(w.bench.confirm(B, C)) or drained.done())
+    await settle(lambda: w.bench.confirm(B, C) or drained.done())
     assert drained.result()
     assert w.journaled()[-1] == (w.bench.engine.member, B, C)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from fencekv.errors import FenceKVError, NotOwner, Unavailable, Unknown
 from fencekv.kube import KV_PARTITIONS, LEASES, Unclear
 from fencekv.leases import PartitionLease
 from fencekv_shard import limits
-from fencekv_shard.api import Consistency, Options
+from fencekv_shard.api import Committed, Consistency, Options
 from fencekv_shard.fence import Role
 from fencekv_shard.journal import Ownership
 from fencekv_shard.partition import Partition
+from fencekv_shard.peer import Message, TcpTransport
 from fencekv_shard.store import DiskFull, PromiseMoved
 
 PODS = ("sample-0", "sample-1", "sample-2")
@@ -67,6 +69,19 @@ def replica_of(trio: Trio, pod: str, uid: str) -> Partition:
     return found
 
 
+def seq_of(done: Committed) -> int:
+    assert done.version is not None, done
+    return done.version.number
+
+
+def stands_at(trio: Trio, pod: str, uid: str, epoch: int) -> bool:
+    return replica_of(trio, pod, uid).fence.epoch == epoch
+
+
+def holds_as_committed(partition: Partition, seq: int) -> bool:
+    return partition.replica.commit_seq >= seq
+
+
 async def value(partition: Partition, key: str) -> bytes | None:
     found = (await partition.read(key, OPTIONS)).record
     return found.value if found else None
@@ -92,9 +107,8 @@ def cut_off(trio: Trio, pod: str, uid: str) -> None:
 async def test_standbys_join_and_hold_what_is_acknowledged(trio: Trio) -> None:
     uid, owner = await owned(trio)
     done = await owner.submit(put("a", b"1"), OPTIONS)
-    assert done.version is not None
     for pod in PODS[1:]:
-        assert replica_of(trio, pod, uid).replica.last.seq >= done.version.number
+        assert replica_of(trio, pod, uid).replica.last.seq >= seq_of(done)
         assert replica_of(trio, pod, uid).replica.promised == 1
     assert len((await trio.lease()).in_sync) == 3
 
@@ -105,7 +119,7 @@ async def test_epochs_rise_with_each_grant_and_the_journal_says_where_each_ended
     for epoch, pod in ((2, "sample-1"), (3, "sample-1"), (4, "sample-0")):
         last = replica_of(trio, pod, uid).replica.last
         assert await trio.grant(pod, uid) == epoch
-        await until(lambda pod=pod, epoch=epoch: replica_of(trio, pod, uid).fence.epoch == epoch)
+        await until(partial(stands_at, trio, pod, uid, epoch))
         owner = await trio.owner(pod, uid)
         assert owner.replica.ends[-1].epoch == epoch - 1
         assert owner.replica.ends[-1].seq >= last.seq
@@ -145,21 +159,21 @@ async def test_a_deposed_owner_follows_and_sets_its_divergent_tail_aside(trio: T
     for pod in PODS[1:]:
         cut_off(trio, pod, uid)
     lost = asyncio.ensure_future(first.submit(put("a", b"lost"), OPTIONS))
-    await until(lambda: first.replica.last.seq == kept.version.number + 1)
+    await until(lambda: first.replica.last.seq == seq_of(kept) + 1)
     for pod in PODS[1:]:
-        del replica_of(trio, pod, uid).lease_changed  # type: ignore[misc]
+        del replica_of(trio, pod, uid).lease_changed
     await trio.grant("sample-1", uid)
     second = await trio.owner("sample-1", uid)
     with pytest.raises(Unknown):
         await lost
     after = await second.submit(put("a", b"after"), OPTIONS)
-    await until(lambda: first.replica.last.seq >= after.version.number)
+    await until(lambda: first.replica.last.seq >= seq_of(after))
     assert first.fence.role is Role.STANDBY
     tails = list((trio.folder / "sample-0" / "partitions").glob(f"{uid}.tail-1-*.cbor"))
     assert len(tails) == 1
     assert b"lost" in tails[0].read_bytes()
-    assert first.replica.chain_at(after.version.number) == second.replica.chain_at(after.version.number)
-    assert first.replica.read("a", after.version.number).value == b"after"  # type: ignore[union-attr]
+    assert first.replica.chain_at(seq_of(after)) == second.replica.chain_at(seq_of(after))
+    assert first.replica.read("a", seq_of(after)).value == b"after"  # type: ignore[union-attr]
 
 
 async def test_a_replica_that_applied_what_is_lost_is_made_anew_under_another_id(trio: Trio) -> None:
@@ -170,7 +184,7 @@ async def test_a_replica_that_applied_what_is_lost_is_made_anew_under_another_id
     await first._apply()
     before = first.replica.replica_id
     for pod in PODS[1:]:
-        del replica_of(trio, pod, uid).lease_changed  # type: ignore[misc]
+        del replica_of(trio, pod, uid).lease_changed
     await trio.grant("sample-1", uid, in_sync=(replica_of(trio, "sample-1", uid).member,))
     second = await trio.in_sync("sample-1", uid, 3)
     assert first.replica.replica_id != before
@@ -317,7 +331,7 @@ async def test_an_owner_out_of_reach_of_its_standbys_lets_go_when_it_is_asked_to
         await under_way
     await until(lambda: owner.fence.role is Role.CLOSED)
     for pod in PODS[1:]:
-        del replica_of(trio, pod, uid).lease_changed  # type: ignore[misc]
+        del replica_of(trio, pod, uid).lease_changed
     await until(lambda: owner.replica.closed_epoch == 1)
     async with asyncio.timeout(5):
         while not (await trio.lease()).is_released:
@@ -482,15 +496,15 @@ async def test_a_cached_read_shows_only_what_is_committed(trio: Trio) -> None:
     uid, owner = await owned(trio)
     await owner.submit(put("a", b"old"), OPTIONS)
     for pod in PODS[1:]:
-        await until(lambda pod=pod: replica_of(trio, pod, uid).replica.commit_seq == owner.replica.last.seq)
+        await until(partial(holds_as_committed, replica_of(trio, pod, uid), owner.replica.last.seq))
     cut_off(trio, "sample-2", uid)
     answer = asyncio.ensure_future(owner.submit(put("a", b"new"), OPTIONS))
     one = replica_of(trio, "sample-1", uid)
     await until(lambda: one.replica.last.seq == owner.replica.last.seq)
     cached = Options(consistency=Consistency.CACHED)
-    if not answer.done():
-        assert (await one.read("a", cached)).record.value == b"old"  # type: ignore[union-attr]
-        assert await value(owner, "a") == b"old"
+    assert (await one.read("a", cached)).record.value == b"old"  # type: ignore[union-attr]
+    assert await value(owner, "a") == b"old"
+    assert not answer.done()
     await answer
     assert await value(owner, "a") == b"new"
 
@@ -564,3 +578,26 @@ async def test_an_epoch_that_cannot_be_closed_on_a_full_disk_goes_on(
         assert not await owner.move()
     await owner.submit(put("a", b"1"), OPTIONS)
     assert await owner.move()
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        ["subscribe", "uid", 1, "r", 0, -5, 0, b""],
+        ["subscribe", "uid"],
+        ["confirm", [], 1, "r", 1],
+        ["hash", "uid", 1, 1, "no bytes"],
+        ["ping"],
+        ["nonsense", 1],
+    ],
+)
+async def test_a_malformed_follower_harms_only_its_own_connection(trio: Trio, message: Message) -> None:
+    _, owner = await owned(trio)
+    filled = [owner.spec.uid if part == "uid" else part for part in message]
+    address = trio.shards["sample-0"].node.config.peer
+    channel = await TcpTransport().connect(address)
+    await channel.send(["hello", 1, "stranger/uid/n", "stranger", "sample"])
+    await channel.send(filled)
+    await owner.submit(put("a", b"1"), OPTIONS)
+    assert trio.shards["sample-0"].node.live()
+    channel.close()

@@ -735,3 +735,14 @@ def _journal_reads(store: Store, records: list[bytes], monkeypatch: pytest.Monke
 def _overwrite(store: Store, table: str, key: bytes, value: bytes) -> None:
     with store._env.begin(write=True) as transaction:
         transaction.put(key, value, db=store._db[table])
+
+
+async def test_entries_whose_chain_hash_is_not_the_owners_are_not_taken(tmp_path: Path) -> None:
+    replica = await open_replica(tmp_path)
+    await replica.promise(1)
+    raw = [encode_entry(txn(0, epoch=1))]
+    with pytest.raises(Invalid, match="chain hash"):
+        await replica.append_copied(raw, epoch=1, chain=b"\x01" * 32)
+    assert replica.last.seq == -1
+    await replica.append_copied(raw, epoch=1)
+    await replica.close()

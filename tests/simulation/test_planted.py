@@ -16,6 +16,7 @@ from fencekv.leases import granted
 from fencekv_operator.grants import STEP_SECONDS, Writer
 from fencekv_operator.ownership import Grant, Partition
 from fencekv_shard.engine import Engine
+from fencekv_shard.fence import Fence
 from fencekv_shard.replica import Replica
 from fencekv_shard.tail import _Stream
 
@@ -44,6 +45,17 @@ def test_skipping_the_deadline_check_after_the_fsync_is_found(monkeypatch: pytes
     monkeypatch.setattr(Engine, "within_deadline", lambda _engine: True)  # the fence still checks before a round
     settings = Settings(faults=("pause_at_commit",), clients=6)
     check(settings, monkeypatch, word="right to write was lost")
+
+
+@pytest.mark.slow
+def test_reading_past_the_deadline_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    admit = Fence.admit
+
+    def careless(self: Fence, *, now: float, deadline: float, client_epoch: int | None) -> None:
+        admit(self, now=0.0, deadline=1.0, client_epoch=None)
+
+    monkeypatch.setattr(Fence, "admit", careless)
+    check(Settings(faults=("pause",), clients=8), monkeypatch, word="not linearizable")
 
 
 @pytest.mark.slow

@@ -35,6 +35,8 @@ def settings_of(seed: int) -> Settings:
         partitions=2 if seed % 3 == 0 else 1,
         everyone_leads=seed % 4 == 0,
         shards=2 if seed % 10 == 5 else 3,
+        gap_seconds_max=10.0 if seed % 2 == 0 else 3.0,
+        trouble_seconds=30.0 if seed % 2 == 0 else 20.0,
     )
 
 

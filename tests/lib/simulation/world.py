@@ -57,9 +57,7 @@ class Settings:
     clients: int = 4
     keys: int = 2  # of each partition
     trouble_seconds: float = 20.0
-    gap_seconds_max: float = (
-        3.0  # between two faults: small gaps break much at once, large ones break it for longer
-    )
+    gap_seconds_max: float = 3.0  # small: much is broken at once; large: one thing for long
     everyone_leads: bool = False  # operators act whether or not they hold their own Lease
     faults: Sequence[str] = ()  # empty: all that the nemesis knows
 

@@ -1,0 +1,199 @@
+"""Following an owner, message by message, and what a pod remembers besides its replicas."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engines import turns
+from storage import UID, open_replica, txn
+
+from fencekv.leases import Session
+from fencekv_shard.journal import ZERO_HASH, chain_hash, encode_entry, leaf_hash
+from fencekv_shard.memory import PodMemory
+from fencekv_shard.peer import ChannelClosed, Message
+from fencekv_shard.replica import Replica
+from fencekv_shard.tail import Link
+
+
+class Wire:
+    """A channel and its dialler in the test's hands."""
+
+    def __init__(self) -> None:
+        self.inbox: asyncio.Queue[Message | None] = asyncio.Queue()
+        self.sent: list[Message] = []
+        self.closed = 0
+
+    async def connect(self, address: str) -> Wire:
+        return self
+
+    async def listen(self, address: str, on_channel: object) -> Any:
+        raise AssertionError
+
+    async def send(self, message: Message) -> None:
+        self.sent.append(message)
+
+    async def receive(self) -> Message:
+        message = await self.inbox.get()
+        if message is None:
+            raise ChannelClosed("closed")
+        return message
+
+    def close(self) -> None:
+        self.closed += 1
+        self.inbox.put_nowait(None)
+
+
+class Follower:
+    def __init__(self, replica: Replica) -> None:
+        self.replica, self.commits, self.reseeds = replica, list[int](), list[int]()
+
+    async def reseed(self, epoch: int) -> None:
+        self.reseeds.append(epoch)
+
+    def committed(self, seq: int) -> None:
+        self.commits.append(seq)
+
+    def fatal(self, error: BaseException) -> None:
+        raise AssertionError(error)
+
+
+class Standby:
+    """A replica that follows an owner whose messages the test makes up."""
+
+    def __init__(self, replica: Replica) -> None:
+        self.wire, self.follower, self.tasks = Wire(), Follower(replica), list[asyncio.Task[None]]()
+        session = Session("sample-1", "uid", "n")
+        self.link = Link(address="a:1", transport=self.wire, session=session, kvns="sample", spawn=self._spawn)
+        self.link.follow(UID, self.follower)
+        self.wire.inbox.put_nowait(["hello", 1, "sample-0/uid/n", "sample-0", "sample"])
+
+    def _spawn(self, work: Any) -> asyncio.Task[None]:
+        self.tasks.append(asyncio.ensure_future(work))
+        return self.tasks[-1]
+
+    async def hears(self, *message: Any) -> list[Message]:
+        """What it answers."""
+        before = len(self.wire.sent)
+        self.wire.inbox.put_nowait(list(message))
+        await turns(100)
+        return self.wire.sent[before:]
+
+    async def end(self) -> None:
+        self.link.close()
+        outcomes = await asyncio.gather(*self.tasks, return_exceptions=True)
+        errors = [one for one in outcomes if isinstance(one, BaseException)]
+        assert all(isinstance(one, asyncio.CancelledError) for one in errors), errors
+
+
+@pytest.fixture
+async def standby(tmp_path: Path) -> AsyncIterator[Standby]:
+    replica = await open_replica(tmp_path / "partitions")
+    one = Standby(replica)
+    await turns(100)
+    assert one.wire.sent[-1][:3] == ["subscribe", UID, 1]
+    yield one
+    await one.end()
+    await replica.close()
+
+
+def append(number: int, commit: int, *seqs: int, chain: bytes | None = None) -> Message:
+    """Entries of epoch 1 from a journal that has them all from 0 on; `chain`: not the one that it really has."""
+    true = ZERO_HASH
+    for seq in range(max(seqs, default=-1) + 1):
+        true = chain_hash(true, leaf_hash(encode_entry(txn(seq))))
+    return ["append", UID, 1, number, commit, chain or true, [encode_entry(txn(seq)) for seq in seqs]]
+
+
+async def test_a_standby_promises_before_it_answers_and_confirms_what_is_on_disk(standby: Standby) -> None:
+    replica = standby.follower.replica
+    confirm = ["confirm", UID, 1, replica.replica_id]
+    assert await standby.hears("truncate", UID, 1, 1, -1) == [[*confirm, -1]]
+    assert replica.promised == 1
+    assert await standby.hears(*append(1, -1, 0, 1)) == [[*confirm, 1]]
+    assert replica._store.state.last.seq == 1
+    assert await standby.hears(*append(1, 0)) == []
+    assert standby.follower.commits == [-1, 0]
+
+
+async def test_a_message_of_an_earlier_subscription_changes_nothing(standby: Standby) -> None:
+    await standby.hears("truncate", UID, 1, 1, -1)
+    await standby.hears(*append(1, -1, 0, 1))
+    assert await standby.hears("truncate", UID, 1, 0, -1) == []
+    assert await standby.hears(*append(0, 1, 2)) == []
+    assert standby.follower.replica.last.seq == 1
+
+
+async def test_entries_that_are_not_what_the_owner_has_are_neither_kept_nor_confirmed(standby: Standby) -> None:
+    await standby.hears("truncate", UID, 1, 1, -1)
+    answers = await standby.hears(*append(1, 0, 0, 1, chain=bytes(31) + b"x"))
+    assert [one for one in answers if one[0] == "confirm"] == []
+    assert standby.follower.replica.last.seq == -1
+    assert standby.follower.commits == []
+
+
+async def test_an_owner_below_the_promise_is_told_so(standby: Standby) -> None:
+    await standby.follower.replica.promise(5)
+    assert await standby.hears("truncate", UID, 4, 1, -1) == [["refuse", UID, 5, "stale-epoch"]]
+    assert standby.follower.replica.promised == 5
+
+
+async def test_a_commit_beyond_what_is_here_is_not_believed(standby: Standby) -> None:
+    await standby.hears("truncate", UID, 1, 1, -1)
+    await standby.hears(*append(1, 9, 0))
+    assert 9 not in standby.follower.commits
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        ["probe", UID, 1, 1, -9],
+        ["truncate", UID, 1, 1, -9],
+        ["truncate", UID, 1, 1, "1"],
+        ["append", UID, 1, 1],
+        ["append", UID, 1, 1, 0, ZERO_HASH, [b"garbage"]],
+        ["ping"],
+        ["pong", []],
+        ["append", [], 1, 1, 0, ZERO_HASH, []],
+    ],
+)
+async def test_a_malformed_message_is_no_reason_to_end_the_process(standby: Standby, message: Message) -> None:
+    await standby.hears(*message)
+    assert standby.follower.replica.last.seq == -1
+
+
+# -- what a pod remembers
+
+
+async def test_a_full_disk_does_not_end_a_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = PodMemory(tmp_path, epochs=dict)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(memory, "_write", full)
+    memory.remember(7)
+    assert memory.renewal == 7
+    with pytest.raises(OSError, match="No space"):
+        memory.suspect()
+    memory.close()
+
+
+async def test_suspicion_outlives_the_process_until_a_higher_epoch_is_granted(tmp_path: Path) -> None:
+    memory = PodMemory(tmp_path, epochs=lambda: {"uid": 4})
+    memory.remember(7)
+    memory.suspect()
+    memory.remember(8)
+    memory.close()
+    again = PodMemory(tmp_path, epochs=dict)
+    assert (again.renewal, again.is_suspect("uid")) == (8, True)
+    again.granted("uid", 4)
+    assert again.is_suspect("uid")
+    again.granted("uid", 5)
+    again.close()
+    last = PodMemory(tmp_path, epochs=dict)
+    assert not last.is_suspect("uid")
+    last.close()
