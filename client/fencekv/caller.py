@@ -189,9 +189,9 @@ class Caller:
             Broken, Refused: no answer, or none to be expected.
         """
         sending = asyncio.ensure_future(send)
+        epoch = self.routes.epoch_of(table, index)
         try:
             while True:
-                epoch = self.routes.of(table, index).epoch
                 await asyncio.wait([sending], timeout=WATCH_SECONDS)
                 if sending.done():
                     return sending.result()
@@ -199,7 +199,8 @@ class Caller:
                 self.routes.doubt(table)
                 with contextlib.suppress(FenceKVError):
                     owner = (await self.route(table)).owners.get(index)
-                    if owner is not None and owner.http not in {"", address} and owner.epoch > epoch:
+                    # The new owner may be `address` itself, which still waits for the one that it forwarded to.
+                    if owner is not None and owner.http and owner.epoch > epoch:
                         raise Broken(f"{address} does not answer, and {owner.http} owns the partition now")
         finally:
             sending.cancel()

@@ -77,6 +77,12 @@ class Routes:
         """What was seen of a partition."""
         return self.seen.setdefault((table, index), Seen())
 
+    def epoch_of(self, table: str, index: int) -> int:
+        """The highest epoch known of a partition, from answers or from routes."""
+        routes = self.tables.get(table)
+        owner = routes.owners.get(index) if routes else None
+        return max(self.of(table, index).epoch, owner.epoch if owner else 0)
+
     def saw(self, table: str, index: int, *, token: Token | None, epoch: int | None) -> None:
         """Takes in an answer's token and epoch."""
         seen = self.of(table, index)

@@ -344,3 +344,19 @@ async def test_a_client_is_used_within_its_block() -> None:
 def test_range_tables_are_routed_by_the_order_of_bytes() -> None:
     split = RangePartitioning(("b", "é"))
     assert [split.partition_of(key) for key in ("a", "b", "z", "é", "日")] == [0, 1, 1, 2, 2]
+
+
+async def test_a_request_that_its_shard_forwarded_to_a_frozen_owner_is_sent_again_when_that_shard_owns() -> None:
+    async with ScriptedShard(Answer(), Silence()).running() as shard, client(shard.address) as db:
+        table = db.table("orders")
+        await table.put("k", b"1")
+        second = asyncio.ensure_future(table.put("k", b"2"))
+        async with asyncio.timeout(5):
+            while len(shard.seen) < 2:
+                await asyncio.sleep(0.01)
+            began = asyncio.get_running_loop().time()
+            shard.epoch = 2  # it was granted the partition while it waits for the one that it forwarded to
+            await second
+        assert asyncio.get_running_loop().time() - began < 1.5
+        assert len(shard.seen) == 3
+        assert shard.seen[1].headers["idempotency-key"] == shard.seen[2].headers["idempotency-key"]

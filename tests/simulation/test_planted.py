@@ -9,7 +9,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from simulation.world import Settings, run
+from simulation.world import Settings, World, run
 
 from fencekv.kube import LEASES, KubeError, Unclear
 from fencekv.leases import granted
@@ -23,10 +23,15 @@ from fencekv_shard.tail import _Stream
 SEEDS_MAX = 40
 
 
+def slow_disks(world: World) -> None:
+    """Many writes are under way at any moment."""
+    world.disks.slow_chance, world.disks.slow_max = 0.5, 0.2
+
+
 def found_by(settings: Settings) -> tuple[int, list[str]]:
     """The first seed that finds anything, and what it finds."""
     for seed in range(1, SEEDS_MAX + 1):
-        findings = run(seed, settings).findings
+        findings = run(seed, settings, prepare=slow_disks).findings
         if findings:
             return seed, findings
     return 0, []
@@ -37,13 +42,13 @@ def check(settings: Settings, monkeypatch: pytest.MonkeyPatch, *, word: str) -> 
     seed, findings = found_by(settings)
     assert any(word in finding for finding in findings), findings
     monkeypatch.undo()
-    assert run(seed, settings).findings == []
+    assert run(seed, settings, prepare=slow_disks).findings == []
 
 
 @pytest.mark.slow
 def test_skipping_the_deadline_check_after_the_fsync_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Engine, "within_deadline", lambda _engine: True)  # the fence still checks before a round
-    settings = Settings(faults=("pause_at_commit",), clients=6)
+    settings = Settings(faults=("pause", "pause_at_commit"), clients=8, gap_seconds_max=8.0)
     check(settings, monkeypatch, word="right to write was lost")
 
 
