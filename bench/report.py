@@ -123,11 +123,11 @@ def _plain(value: Any) -> Any:
 
 
 def _count(of: Spread) -> str:
-    return f"{of.median:,.0f} ({of.least:,.0f}-{of.most:,.0f})"
+    return f"{of.median:,.0f}" + (f" ({of.least:,.0f}-{of.most:,.0f})" if of.least < of.most else "")
 
 
 def _short(of: Spread) -> str:
-    return f"{of.median:.2f} ({of.least:.2f}-{of.most:.2f})"
+    return f"{of.median:.2f}" + (f" ({of.least:.2f}-{of.most:.2f})" if of.least < of.most else "")
 
 
 def _median(of: Spread | None) -> str:

@@ -17,7 +17,6 @@ from fencekv_operator.grants import STEP_SECONDS, Writer
 from fencekv_operator.ownership import Grant, Partition
 from fencekv_shard.engine import Engine
 from fencekv_shard.fence import Fence
-from fencekv_shard.replica import Replica
 from fencekv_shard.tail import _Stream
 
 SEEDS_MAX = 40
@@ -91,16 +90,16 @@ def test_granting_without_the_observed_version_is_found(monkeypatch: pytest.Monk
 
 @pytest.mark.slow
 def test_confirming_before_the_fsync_of_the_standby_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def append(self: Any, epoch: int, commit: int, entries: list[bytes]) -> None:
-        replica: Replica = self._following.replica
-        await replica.promise(epoch)
+    append = _Stream._append
+
+    async def hasty(self: Any, epoch: int, *rest: Any) -> None:
+        replica, entries = self._following.replica, rest[-1]
         if entries:
+            await replica.promise(epoch)
             last = replica.last.seq + len(entries)
             await self._link.send(["confirm", self._uid, epoch, replica.replica_id, last])
             await asyncio.sleep(0.05)
-            await replica.append_copied(entries, epoch=epoch)
-        if commit <= replica.last.seq:
-            self._following.committed(commit)
+        await append(self, epoch, *rest)
 
-    monkeypatch.setattr(_Stream, "_append", append)
+    monkeypatch.setattr(_Stream, "_append", hasty)
     check(Settings(faults=("crash_two", "crash"), clients=6), monkeypatch, word="acknowledged write lost")
