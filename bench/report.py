@@ -10,7 +10,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
-from bench.figures import CEILING, FENCEKV, Leg, Spread, ratios, rows, spread
+from bench.figures import CEILING, FENCEKV, Leg, Spread, ratios, rows
 from bench.memory import Memory
 
 NOISE_CORES_MAX: Final = 0.25  # what others may take of the machine before the figures say little
@@ -69,19 +69,25 @@ def print_puts(console: Console, legs: Sequence[Leg], ceiling: Sequence[Leg]) ->
             table.add_row(str(clients), "ratio", *cells, "", style="cyan")
         table.add_section()
     console.print(table)
-    noise = noise_cores([*legs, *ceiling])
-    if noise is not None and noise > NOISE_CORES_MAX:
+    noisy = [clients for clients, cores in noise_cores(legs).items() if cores > NOISE_CORES_MAX]
+    if noisy:
         console.print(
-            f"[yellow]others kept {noise:.2f} cores busy meanwhile (median): the figures say little, repeat them "
-            f"on an idle machine (at most {NOISE_CORES_MAX})[/yellow]",
+            f"[yellow]with {', '.join(map(str, noisy))} clients others kept more than {NOISE_CORES_MAX} cores "
+            "busy: these figures say little, repeat them on an idle machine[/yellow]",
             highlight=False,
         )
 
 
-def noise_cores(legs: Sequence[Leg]) -> float | None:
-    """Cores that processes other than ours kept busy, the median of all runs; None: not known."""
-    known = [leg.others_cores for leg in legs if leg.others_cores is not None]
-    return spread(known).median if known else None
+def noise_cores(legs: Sequence[Leg]) -> dict[int, float]:
+    """Cores that others kept busy, by number of clients: the median of the system that had more of it.
+
+    Empty: not known. Each number of clients is judged alone, so that quiet runs cannot hide noisy ones.
+    """
+    noise: dict[int, float] = {}
+    for row in rows(legs):
+        if row.others_cores is not None:
+            noise[row.clients] = max(noise.get(row.clients, 0.0), row.others_cores.median)
+    return noise
 
 
 def document(
@@ -105,7 +111,7 @@ def document(
             "idle_memory": [asdict(one) for one in memory],
             "puts": [asdict(row) for row in rows(legs)],
             "ratios": [asdict(ratio) for ratio in ratios(legs)],
-            "noise_cores": noise_cores([*legs, *ceiling]),
+            "noise_cores": noise_cores(legs),
             "ceiling": [asdict(row) for row in rows(ceiling)],
             "runs": [asdict(leg) for leg in [*legs, *ceiling]],
         }

@@ -24,7 +24,7 @@ from fencekv.routing import Routes, TableRoutes
 from fencekv.token import Token
 from fencekv.transport import Broken, Refused, Reply, send
 
-ROUTE_SECONDS: Final = 1.0
+ROUTE_SECONDS: Final = 0.5
 WATCH_SECONDS: Final = 0.5  # without an answer, then one looks whether the owner has changed
 FOLLOWED_AT_ONCE_MAX: Final = 2  # then a NotOwner costs a pause as well: two shards could name each other
 
@@ -52,6 +52,10 @@ class Request:
     slow: bool = False  # an attempt may take the whole timeout
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
+
+
+class Superseded(Broken):
+    """No answer yet, and the partition has a new owner: the routes say whom to ask."""
 
 
 class Caller:
@@ -165,6 +169,8 @@ class Caller:
                 reply = await send
             else:
                 reply = await self._watched(send, request.table, index, address)
+        except Superseded as lack:
+            return Failure.BROKEN, str(lack)
         except (Refused, Broken) as lack:
             self.routes.avoid(address, now=self._clock())
             self.routes.doubt(request.table)
@@ -195,13 +201,15 @@ class Caller:
                 await asyncio.wait([sending], timeout=WATCH_SECONDS)
                 if sending.done():
                     return sending.result()
-                self.routes.avoid(address, now=self._clock())
+                if self.routes.owner_http(table, index) == address:
+                    # Another shard is not to blame: it may wait for the owner that it forwarded to.
+                    self.routes.avoid(address, now=self._clock())
                 self.routes.doubt(table)
                 with contextlib.suppress(FenceKVError):
                     owner = (await self.route(table)).owners.get(index)
-                    # The new owner may be `address` itself, which still waits for the one that it forwarded to.
+                    # The new owner may be `address` itself, which still waits for the one before it.
                     if owner is not None and owner.http and owner.epoch > epoch:
-                        raise Broken(f"{address} does not answer, and {owner.http} owns the partition now")
+                        raise Superseded(f"{address} does not answer, and {owner.http} owns the partition now")
         finally:
             sending.cancel()
 

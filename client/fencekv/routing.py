@@ -15,7 +15,7 @@ from fencekv.errors import Unavailable
 from fencekv.partitioning import Partitioning, parse_partitioning
 from fencekv.token import Token
 
-AVOIDED_SECONDS: Final = 0.5  # an address that could not be reached is not the first choice
+AVOIDED_SECONDS: Final = 2.0  # an address that could not be reached is not the first choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +92,12 @@ class Routes:
         routes = self.tables.get(table)
         if routes and index in routes.owners and routes.owners[index].epoch < seen.epoch:
             routes.stale = True
+
+    def owner_http(self, table: str, index: int) -> str:
+        """The owner's address as far as it is known; empty: it is not."""
+        routes = self.tables.get(table)
+        owner = routes.owners.get(index) if routes else None
+        return owner.http if owner else ""
 
     def lost(self, table: str, index: int) -> None:
         """Forgets a token that was declared lost."""

@@ -80,9 +80,8 @@ class Engine:
         self._running: asyncio.Task[None] | None = None
         self._pending: dict[bool, deque[Pending]] = {False: deque(), True: deque()}
         self._round_ends: deque[int] = deque()
-        self._unshipped: deque[tuple[int, float]] = (
-            deque()
-        )  # rounds that no standby has confirmed: end, fsynced at
+        # Rounds that no standby has confirmed: their ends, and when they were fsynced here.
+        self._unshipped: deque[tuple[int, float]] = deque()
         self._relaxing: tuple[int, frozenset[str]] | None = None  # a smaller counted set, valid from this seq on
         self._stopped: FenceKVError | None = None
         self._changed = asyncio.Event()  # commit_seq, a counted set, or what `_run` may take

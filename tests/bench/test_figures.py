@@ -71,10 +71,11 @@ def test_a_run_without_any_answer_is_null_in_the_document() -> None:
     assert found["puts"][0]["p50_ms"]["median"] is None
 
 
-def test_noise_is_the_median_of_what_others_took() -> None:
-    quiet = leg(ETCD, 0, 1.0)
-    assert noise_cores([quiet, quiet, replace(quiet, others_cores=1.5)]) == 0.1
-    assert noise_cores([replace(quiet, others_cores=None)]) is None
+def test_quiet_runs_do_not_hide_noisy_ones() -> None:
+    quiet = [leg(system, number, 1.0) for system in (ETCD, FENCEKV) for number in range(3)]
+    busy = [replace(one, clients=256, others_cores=0.6) for one in quiet if one.system == FENCEKV]
+    assert noise_cores([*quiet, *busy]) == {16: 0.1, 256: 0.6}
+    assert noise_cores([replace(one, others_cores=None) for one in quiet]) == {}
 
 
 def test_clients_are_divided_among_processes() -> None:

@@ -282,7 +282,7 @@ def test_shards_are_found_through_the_leases_of_those_that_live(kubeconfig: str,
     result = run("put", "orders", "k", "v", "--kubeconfig", kubeconfig, FENCEKV_ENDPOINT="", FENCEKV_NAMESPACE="")
     assert result.exit_code == 0, result.stderr
     missing = run(
-        "get", "orders", "k", "-n", "other", "--timeout", "0.1", "--kubeconfig", kubeconfig, FENCEKV_ENDPOINT=""
+        "get", "orders", "k", "-n", "other", "--timeout", "2", "--kubeconfig", kubeconfig, FENCEKV_ENDPOINT=""
     )
     assert missing.exit_code == 3
     assert "no shard of other is known" in missing.stderr

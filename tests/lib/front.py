@@ -20,7 +20,7 @@ ERRORS = {
     "too_many": (429, "TooManyRequests"),
     "unavailable": (503, "ServiceUnavailable"),
 }
-HOP = {"transfer-encoding", "content-length", "connection", "content-encoding", "host"}
+HOP = {"transfer-encoding", "content-length", "connection", "host"}
 
 
 class Front:

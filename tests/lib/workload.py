@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
 from fencekv.client import FenceKV, Table
-from fencekv.errors import FenceKVError
+from fencekv.errors import FenceKVError, Unknown
+from fencekv.results import Written
 from fencekv.token import Version
 
 
@@ -97,7 +99,7 @@ class Workload:
         while not self._stopping:
             log.attempted += 1
             try:
-                written = await table.put(key, str(log.attempted).encode())
+                written = await self._put(table, key, log)
             except FenceKVError as error:
                 log.errors.append(f"{error.name}: {error}")
             else:
@@ -107,6 +109,19 @@ class Workload:
                     self.problems.append(f"{key}: version {written.version} after {log.version}")
                 log.version = written.version
             await asyncio.sleep(self.pause_seconds)
+
+    async def _put(self, table: Table, key: str, log: KeyLog) -> Written:
+        """A put that ends in a known outcome.
+
+        One that is Unknown may still be on its way, and land behind a later one: it is repeated with its
+        idempotency key until there is an answer.
+        """
+        number, name = log.attempted, f"{key}-{log.attempted}-{uuid.uuid4()}"
+        while True:
+            try:
+                return await table.put(key, str(number).encode(), idempotency_key=name)
+            except Unknown as error:
+                log.errors.append(f"{error.name}: {error}")
 
     async def _read(self, table: Table, key: str) -> None:
         log = self.logs[key]
