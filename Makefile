@@ -38,11 +38,11 @@ check: install ## lint, types, layers and the fast tests
 	@echo "== layers =="
 	$(BIN)/lint-imports
 	@echo "== fast tests =="
-	$(BIN)/pytest -q -n 2 -m "not slow" tests/client tests/operator tests/shard
+	$(BIN)/pytest -q -n 2 -m "not slow" tests/client tests/operator tests/shard tests/bench
 
 test: check ## everything that needs no cluster: check, then sandbox, failover and simulation
 	@echo "== slow tests of the parts =="
-	$(BIN)/pytest -q -n 2 -m slow tests/client tests/operator tests/shard
+	$(BIN)/pytest -q -n 2 -m slow tests/client tests/operator tests/shard tests/bench
 	@echo "== sandbox =="
 	$(BIN)/pytest -q -n 2 tests/sandbox
 	@echo "== simulation =="

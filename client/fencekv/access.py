@@ -11,12 +11,11 @@ import os
 import ssl
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
-
-from fencekv.kube import Access
 
 SERVICE_ACCOUNT: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
 SANDBOX_KUBECONFIG: Final = ".fencekv/kubeconfig"
@@ -24,6 +23,17 @@ SANDBOX_KUBECONFIG: Final = ".fencekv/kubeconfig"
 
 class NoAccess(Exception):
     """No usable way to an API server was found; the message says what to set."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """Where an API server is and how to be let in. `token_file` is read again at each request: it rotates."""
+
+    server: str
+    namespace: str = "default"
+    token: str = ""
+    token_file: str = ""
+    tls: ssl.SSLContext | None = None
 
 
 def in_cluster(environment: Mapping[str, str]) -> Access:

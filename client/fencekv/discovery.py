@@ -11,8 +11,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 from fencekv import access, leases
+from fencekv.access import Access
 from fencekv.errors import Invalid, Unavailable
-from fencekv.kube import KV_NAMESPACES, LEASES, Access, HttpKube, KubeError, Unclear
+from fencekv.kube import KV_NAMESPACES, LEASES, HttpKube, KubeError, Unclear
 
 USER_AGENT: Final = "fencekv-client"
 

@@ -14,12 +14,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import ssl
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import aiohttp
+
+from fencekv.access import Access
 
 Object = dict[str, Any]
 
@@ -200,17 +201,6 @@ def error_of(status: int, body: Object) -> KubeError | Unclear:
     if status >= 500:
         return Unclear(f"{status} {reason}: {message}")
     return KubeError(status, reason, message, body)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Access:
-    """Where an API server is and how to be let in. `token_file` is read again at each request: it rotates."""
-
-    server: str
-    namespace: str = "default"
-    token: str = ""
-    token_file: str = ""
-    tls: ssl.SSLContext | None = None
 
 
 class HttpKube:

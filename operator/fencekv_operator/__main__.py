@@ -24,9 +24,9 @@ from collections import Counter
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, Final
 
-from fencekv.access import NoAccess, find
+from fencekv.access import Access, NoAccess, find
 from fencekv.clock import SystemClock
-from fencekv.kube import KV_NAMESPACES, KV_PARTITIONS, KV_TABLES, Access, HttpKube, KubeError, Unclear
+from fencekv.kube import KV_NAMESPACES, KV_PARTITIONS, KV_TABLES, HttpKube, KubeError, Unclear
 from fencekv_operator import probes
 from fencekv_operator.events import Recorder
 from fencekv_operator.facts import PartitionFacts

@@ -14,7 +14,8 @@ from typing import Any, Final
 import aiohttp
 import kopf
 
-from fencekv.kube import Access, Resource
+from fencekv.access import Access
+from fencekv.kube import Resource
 from fencekv_operator.reconcile import WATCHED
 
 Object = dict[str, Any]

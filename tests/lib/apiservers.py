@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import aiohttp
 import pytest
 
-from fencekv.kube import Access
+from fencekv.access import Access
 from fencekv_sandbox.apiserver import Server, serve
 from fencekv_sandbox.controlplane import AssetsMissing, ControlPlane, control_plane
 

@@ -16,9 +16,10 @@ import pytest
 from apiservers import Api
 from podlab import eventually, is_true, stateful_set
 
+from fencekv.access import Access
 from fencekv.client import Table
 from fencekv.errors import Unavailable
-from fencekv.kube import CRDS, KV_TABLES, PODS, STATEFUL_SETS, Access, HttpKube
+from fencekv.kube import CRDS, KV_TABLES, PODS, STATEFUL_SETS, HttpKube
 from fencekv.results import Entry, Written
 from fencekv.token import Token, Version
 from fencekv_sandbox import applying, assets

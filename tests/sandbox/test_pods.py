@@ -38,7 +38,8 @@ from podlab import (
     waiting_for,
 )
 
-from fencekv.kube import CLAIMS, PODS, STATEFUL_SETS, Access, HttpKube, Resource
+from fencekv.access import Access
+from fencekv.kube import CLAIMS, PODS, STATEFUL_SETS, HttpKube, Resource
 from fencekv_sandbox.pods import Backoff, FolderInUse, NotRunning, PodRunner, processes
 
 Object = dict[str, Any]

@@ -22,7 +22,8 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from fencekv.kube import PODS, Access, Kube
+from fencekv.access import Access
+from fencekv.kube import PODS, Kube
 
 from . import processes
 from .addresses import Addresses, many_addresses_answer
