@@ -100,6 +100,7 @@ def _range(points: list[str]) -> Mapping[str, Any]:
 
 BAD_NAMESPACES: Final = [
     _namespace({NAME: "n" * 41}, NAME, "at most 40"),
+    _namespace({NAME: "route"}, NAME, "HTTP interface"),
     _namespace({NAME: "9lives"}, NAME, "first a letter"),
     _namespace({NAME: "a.b"}, NAME, "lower case"),
     _namespace({"spec": []}, "spec", "object"),
