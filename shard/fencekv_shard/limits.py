@@ -10,7 +10,6 @@ VALUE_BYTES_MAX: Final = 1 << 20
 TXN_OPERATIONS_MAX: Final = 1000
 TXN_BYTES_MAX: Final = 10 * 1000 * 1000
 IDEMPOTENCY_KEY_BYTES_MAX: Final = 256
-ACTOR_BYTES_MAX: Final = 256
 BODY_BYTES_MAX: Final = 16 * 1000 * 1000  # of an HTTP request: a full transaction in base64
 LIST_ITEMS_MAX: Final = 1000
 LIST_ITEMS_DEFAULT: Final = 100

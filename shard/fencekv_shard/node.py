@@ -111,7 +111,6 @@ class Node:
             session_over=self._session_over,
             spawn=self._spawn,
         )
-        labels = f"{leases.LABEL_NAMESPACE}={config.kvns}"
         self._specs: dict[str, PartitionSpec] = {}  # of all partitions of the namespace, by UID
         self._tables: dict[str, dict[int, PartitionSpec]] = {}
         self._partitions: dict[str, Partition] = {}  # the replicas on this shard, by UID
@@ -123,18 +122,18 @@ class Node:
         self._tasks: dict[asyncio.Task[None], None] = {}  # ordered, unlike a set
         self._listener: Listener | None = None
         self._failed = False
-        namespace = config.namespace
-        self._informers = (
+        self._informers = self._watched()
+        self._settings = Informer(kube, KV_NAMESPACES, config.namespace, on_change=self._settings_changed)
+
+    def _watched(self) -> tuple[Informer, Informer]:
+        """What to hold, and who owns what: the KVPartitions and partition Leases of this namespace."""
+        kube, namespace = self._kube, self.config.namespace
+        labels = f"{leases.LABEL_NAMESPACE}={self.kvns}"
+        owned = f"{labels},{leases.LABEL_KIND}={leases.KIND_PARTITION}"
+        return (
             Informer(kube, KV_PARTITIONS, namespace, labels=labels, on_change=self._partition_changed),
-            Informer(
-                kube,
-                LEASES,
-                namespace,
-                labels=f"{labels},{leases.LABEL_KIND}={leases.KIND_PARTITION}",
-                on_change=self._lease_changed,
-            ),
+            Informer(kube, LEASES, namespace, labels=owned, on_change=self._lease_changed),
         )
-        self._settings = Informer(kube, KV_NAMESPACES, namespace, on_change=self._settings_changed)
 
     # -- life -------------------------------------------------------------------------------------------------
 
