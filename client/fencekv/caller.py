@@ -172,7 +172,13 @@ class Caller:
         except Superseded as lack:
             return Failure.BROKEN, str(lack)
         except (Refused, Broken) as lack:
-            self.routes.avoid(address, now=self._clock())
+            # A shard that took the request and is no owner may have waited for the one that it forwarded to.
+            if (
+                isinstance(lack, Refused)
+                or index is None
+                or self.routes.owner_http(request.table, index) == address
+            ):
+                self.routes.avoid(address, now=self._clock())
             self.routes.doubt(request.table)
             return Failure.REFUSED if isinstance(lack, Refused) else Failure.BROKEN, str(lack)
         if index is not None:

@@ -70,6 +70,11 @@ class Routes:
             # A shard that is behind must not take us back to an owner that we saw deposed.
             if owner.epoch < self.of(table, index).epoch:
                 routes.owners[index] = replace(owner, http="")
+        before = self.tables[table].owners if table in self.tables else {}
+        for index, owner in owners.items():
+            if index in before and owner.epoch > before[index].epoch:
+                # It owns something since it was avoided: it lives.
+                self.avoided.pop(owner.http, None)
         self.tables[table] = routes
         return routes
 
