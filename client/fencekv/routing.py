@@ -84,8 +84,7 @@ class Routes:
 
     def epoch_of(self, table: str, index: int) -> int:
         """The highest epoch known of a partition, from answers or from routes."""
-        routes = self.tables.get(table)
-        owner = routes.owners.get(index) if routes else None
+        owner = self._owner(table, index)
         return max(self.of(table, index).epoch, owner.epoch if owner else 0)
 
     def saw(self, table: str, index: int, *, token: Token | None, epoch: int | None) -> None:
@@ -100,9 +99,12 @@ class Routes:
 
     def owner_http(self, table: str, index: int) -> str:
         """The owner's address as far as it is known; empty: it is not."""
-        routes = self.tables.get(table)
-        owner = routes.owners.get(index) if routes else None
+        owner = self._owner(table, index)
         return owner.http if owner else ""
+
+    def _owner(self, table: str, index: int) -> Owner | None:
+        routes = self.tables.get(table)
+        return routes.owners.get(index) if routes else None
 
     def lost(self, table: str, index: int) -> None:
         """Forgets a token that was declared lost."""

@@ -18,7 +18,7 @@ from fencekv_shard import limits
 from fencekv_shard.api import Durability
 from fencekv_shard.engine import Engine
 from fencekv_shard.membership import Membership
-from fencekv_shard.quorum import Standby, next_set
+from fencekv_shard.quorum import Standby, next_set, pod_of
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ class Owned:
         """The pod of a standby that holds everything, the first by `replicas`; empty: there is none."""
         last = self.engine.replica.last.seq
         ready = {
-            member.partition("/")[0]
+            pod_of(member)
             for member in self.membership.members
             if member != self.engine.member and self.engine.confirmed.get(member, -1) >= last
         }
