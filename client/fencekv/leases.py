@@ -57,6 +57,11 @@ def partition_lease_name(partition: str) -> str:
     return f"partition-{partition}"
 
 
+def pod_of(member: str) -> str:
+    """The pod of a member of an in-sync set, `<pod>/<replica id>`."""
+    return member.partition("/")[0]
+
+
 def micro_time(unix_seconds: float) -> str:
     """A MicroTime: always six fractional digits, as the API server demands."""
     moment = datetime.datetime.fromtimestamp(unix_seconds, datetime.UTC)

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Final
 
 from fencekv.clock import Clock
-from fencekv.leases import MalformedLease, PartitionLease, Session
+from fencekv.leases import MalformedLease, PartitionLease, Session, pod_of
 from fencekv_operator.facts import PartitionFacts, ReplicaFacts, Trouble
 from fencekv_operator.ownership import Answer, Partition, View, contradicts
 from fencekv_operator.reports import Replica, Report
@@ -167,7 +167,7 @@ class Knowledge:
         """The pods that may hold a replica of a partition."""
         lease = self.leases.get((partition.namespace, partition.name))
         members = lease.in_sync if lease is not None else ()
-        return {*partition.replicas, *(member.split("/", 1)[0] for member in members)}
+        return {*partition.replicas, *(pod_of(member) for member in members)}
 
     def needs_attention(self, key: Key) -> bool:
         """Whether the caches hint that something is to be decided about a partition."""
@@ -211,7 +211,7 @@ class Knowledge:
     def view(self, partition: Partition, lease: PartitionLease | None, reports: Reports) -> View:
         """All that a decision about a partition rests on, given the reports of this round."""
         namespace, book = partition.namespace, self.book(partition.namespace)
-        pods = {*partition.replicas, *(member.split("/", 1)[0] for member in (lease.in_sync if lease else ()))}
+        pods = {*partition.replicas, *(pod_of(member) for member in (lease.in_sync if lease else ()))}
         answers: dict[str, Answer] = {}
         for pod in sorted(pods):
             seen, report = book.live(pod), reports.get((namespace, pod))

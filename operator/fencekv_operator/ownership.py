@@ -30,7 +30,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from fencekv.leases import ACCEPT_LOSS, PartitionLease, Session
+from fencekv.leases import ACCEPT_LOSS, PartitionLease, Session, pod_of
 from fencekv_operator.facts import Reason, Trouble
 from fencekv_operator.reports import OWNING, Replica
 
@@ -304,7 +304,7 @@ def _without_members(view: View, members: Iterable[str], *, from_pod: str) -> De
     if holding and _accepted(view):
         chosen = _best(holding)
         return _grant(view, chosen, in_sync=[chosen.member], reason=Reason.LOSS_ACCEPTED, from_pod=from_pod)
-    pods = sorted({member.split("/", 1)[0] for member in members})
+    pods = sorted({pod_of(member) for member in members})
     answered = {answer.session.pod for answer in holding}
     away = [pod for pod in pods if pod not in answered]
     anew = [pod for pod in pods if pod in answered]
@@ -327,7 +327,7 @@ def _owner_alone(view: View, lease: PartitionLease) -> Decision:
     ]
     if standbys:
         return AskRelease(http=lease.owner_http, epoch=lease.epoch, target=_best(standbys).session.pod)
-    pods = sorted({member.split("/", 1)[0] for member in lease.in_sync} - {lease.session.pod})
+    pods = sorted({pod_of(member) for member in lease.in_sync} - {lease.session.pod})
     detail = f"{lease.session.pod} cannot reach enough standbys; missing: {', '.join(pods) or 'none is in sync'}"
     return Blocked(missing=tuple(pods), detail=detail)
 

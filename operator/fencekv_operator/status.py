@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from fencekv.leases import pod_of
 from fencekv_operator.facts import PartitionFacts, Reason, ReplicaFacts, Transition, Trouble
 from fencekv_operator.settings import REPLICATED, STANDARD
 
@@ -303,7 +304,7 @@ def _ready(spec: Mapping[str, Any], facts: PartitionFacts | None, epoch: int) ->
     replica = _replica(facts, owner)
     if replica is None or not replica.serving or replica.known_epoch < lease.epoch:
         return no("OwnerStarting", f"{owner} does not serve epoch {lease.epoch} yet")
-    standbys = len({member.partition("/")[0] for member in lease.in_sync} - {owner})
+    standbys = len({pod_of(member) for member in lease.in_sync} - {owner})
     if spec["durability"] == REPLICATED and standbys < int(spec["minInSync"]):
         return no("TooFewStandbys", f"{standbys} standbys are in sync, {spec['minInSync']} are needed")
     return Condition(type="Ready", status=True, reason="Serving", message=f"{owner} serves it")
@@ -327,7 +328,7 @@ def _replica(facts: PartitionFacts | None, pod: str) -> ReplicaFacts | None:
 
 def _in_sync(facts: PartitionFacts | None) -> list[str]:
     lease = facts.lease if facts is not None else None
-    return sorted({member.partition("/")[0] for member in lease.in_sync}) if lease else []
+    return sorted({pod_of(member) for member in lease.in_sync}) if lease else []
 
 
 def _any(kind: str, partitions: Sequence[Mapping[str, Any]], *, short: str = "") -> Condition:

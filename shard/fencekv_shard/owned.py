@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fencekv.errors import FenceKVError
+from fencekv.leases import pod_of
 from fencekv_shard import limits
 from fencekv_shard.api import Durability
 from fencekv_shard.engine import Engine
 from fencekv_shard.membership import Membership
-from fencekv_shard.quorum import Standby, next_set, pod_of
+from fencekv_shard.quorum import Standby, next_set
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from typing import Any, Final, Protocol
 from fencekv.clock import Clock
 from fencekv.errors import Exhausted, FenceKVError, NotOwner, Unavailable, Unknown
 from fencekv.kube import Kube
-from fencekv.leases import PartitionLease
+from fencekv.leases import PartitionLease, pod_of
 from fencekv.token import Token
 from fencekv_shard import api, limits
 from fencekv_shard.api import Committed, Consistency, Durability, Options
@@ -32,7 +32,6 @@ from fencekv_shard.freshness import Freshness, judge
 from fencekv_shard.membership import Membership, current_grant, decline
 from fencekv_shard.memory import PodMemory
 from fencekv_shard.owned import Owned
-from fencekv_shard.quorum import pod_of
 from fencekv_shard.replica import Closed, Replica
 from fencekv_shard.session import SessionKeeper
 from fencekv_shard.spec import PartitionSpec

@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from fencekv.leases import pod_of
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standby:
@@ -20,11 +22,6 @@ class Standby:
     caught_up: bool
     silent_seconds: float  # heard slices without a word; a long pause of the owner itself counts as one slice
     session_over: bool = False
-
-
-def pod_of(member: str) -> str:
-    """The pod of a `pod/replica id`."""
-    return member.partition("/")[0]
 
 
 def next_set(

@@ -109,7 +109,7 @@ def _partition(item: Object, by_name: Mapping[str, Object]) -> dict[str, Any]:
     except (leases.MalformedLease, ValueError) as error:
         return {**row, "record": f"Malformed: {error}"}
     owner = record.session.pod if record.session and not record.is_released else None
-    pods = sorted({member.split("/")[0] for member in record.in_sync})
+    pods = sorted({leases.pod_of(member) for member in record.in_sync})
     state = "Released" if record.is_released else "Present"
     return {**row, "epoch": record.epoch, "owner": owner, "inSync": pods, "record": state}
 
