@@ -40,15 +40,22 @@ check: install ## lint, types, layers and the fast tests
 	@echo "== fast tests =="
 	$(BIN)/pytest -q -n 2 -m "not slow" tests/client tests/operator tests/shard tests/bench
 
-test: check ## everything that needs no cluster: check, then sandbox, failover and simulation
+test: check ## everything that needs no cluster: check, then sandbox, simulation, crashes and failover
 	@echo "== slow tests of the parts =="
 	$(BIN)/pytest -q -n 2 -m slow tests/client tests/operator tests/shard tests/bench
 	@echo "== sandbox =="
 	$(BIN)/pytest -q -n 2 tests/sandbox
 	@echo "== simulation =="
 	$(BIN)/pytest -q -n 2 tests/simulation
+	@echo "== crash =="
+	$(BIN)/pytest -q -n 2 tests/crash
 	@echo "== failover =="
 	$(BIN)/pytest -q tests/failover
+
+STATES ?= 100000
+
+test-crash: install ## opens at least STATES (100000) distinct states that a crash can leave, in a few minutes
+	PYTHONPATH=tests/lib $(BIN)/python -m crash --states $(STATES)
 
 test-k8s: install ## the suites of operator, sandbox and failover on a real kube-apiserver (KUBEBUILDER_ASSETS)
 	@$(BIN)/python -m fencekv_sandbox.controlplane
@@ -81,8 +88,11 @@ image: wheels ## builds the container image of operator, shard and command line
 e2e: install ## the image in a kind cluster: failovers, counted (needs docker, kind, kubectl, make image; KEEP=1 keeps it)
 	$(BIN)/pytest -q -s e2e
 
-bench: install ## puts beside etcd on the same disk (etcd from KUBEBUILDER_ASSETS)
-	$(BIN)/python -m bench $(ARGS)
+bench: install ## the table beside etcd and Redis on the same disk (needs go, KUBEBUILDER_ASSETS; QUICK=1, ROWS=, KEYS=)
+	@QUICK="$(QUICK)" ROWS="$(ROWS)" KEYS="$(KEYS)" $(BIN)/python -m bench $(ARGS)
+
+soak: install ## one shard at full load for ten minutes: memory, renewals, leases (needs go)
+	@$(BIN)/python -m bench.soak $(ARGS)
 
 lock: ## resolves the lock files anew
 	$(BIN)/pip-compile $(LOCKING) -o requirements.lock pyproject.toml
@@ -95,4 +105,4 @@ clean: ## removes what the other targets made
 	rm -rf $(VENV) build dist .fencekv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help install dev check test test-k8s wheels image e2e bench lock clean
+.PHONY: help install dev check test test-crash test-k8s wheels image e2e bench soak lock clean

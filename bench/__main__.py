@@ -1,6 +1,6 @@
-"""`python -m bench`: durable puts of FenceKV beside etcd on the same disk, and idle memory.
+"""`python -m bench`: the table of benchmarks. Progress and tables go to stderr, one JSON document to stdout.
 
-The composition root: clocks and chance are taken here and in `loader`.
+The composition root: environment, clocks and folders are taken here.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass, replace
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -22,252 +22,304 @@ from typing import Any, Final
 import click
 from rich.console import Console
 
-from bench import machine, report
+from bench import experiments, machine, report
 from bench.etcd import etcd
-from bench.fencekv import idle_memory, one_shard
-from bench.figures import CEILING, ETCD, FENCEKV, Leg, percentile, schedule
-from bench.loader import Job, Load
-from bench.requests import Kind, build
-from bench.responder import responder
-from bench.workers import ROOT, LoadFailed, Workers, workers
-from fencekv_sandbox.controlplane import HOST, AssetsMissing, ControlPlaneFailed, find_assets
+from bench.fencekv import idle_memory, shards
+from bench.figures import ETCD, FENCEKV, REDIS, Spread, failures
+from bench.generator import ROOT, Generator, LoadFailed, ToolMissing, build
+from bench.memory import Memory
+from bench.paired import Runs, Target, Timing
+from bench.publish import publish
+from bench.redis import program, redis
+from bench.report import Outcome
+from bench.table import KEYS, MEASURES, MEMORY, QUICK_ROWS, ROWS, Measure, Row, chosen, keys_measure
+from fencekv_sandbox.controlplane import AssetsMissing, ControlPlaneFailed, find_assets
 from fencekv_sandbox.sandbox import NotReady
 
-WIDTH_MIN: Final = 132  # of the table, where the output is no terminal
-SEED: Final = 1
+WIDTH_MIN: Final = 150  # of the tables, where the output is no terminal
+CACHE: Final = ROOT / ".cache" / "bench"
+KILLS: Final = 3
+FILL_BATCH: Final = 1000
+MANY_KEYS: Final = 10_000_000
+ANCHORED: Final = {measure.name for measure in MEASURES}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """What a run does."""
 
-    clients: tuple[int, ...]
-    rounds: int
-    seconds: float
-    warmup_seconds: float
-    ceiling_seconds: float
+    rows: tuple[str, ...]
+    timing: Timing
     settle_seconds: float
-    processes: int
-    with_etcd: bool
+    keys: int
+    quick: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """A system to load."""
+@dataclass(slots=True, kw_only=True)
+class Found:
+    """What came of it, besides the runs."""
 
-    system: str
-    kind: Kind
-    host: str
-    port: int
-    pids: Sequence[int]  # none: it runs in this process
+    versions: dict[str, str] = field(default_factory=dict)
+    memory: list[Memory] = field(default_factory=list)
+    experiments: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, Spread | None] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    broken: list[str] = field(default_factory=list)  # stages that could not be measured
 
 
-class Run:
-    """Loads systems, and keeps what came of it."""
+class Bench:
+    """One run."""
 
-    def __init__(self, console: Console, settings: Settings, crew: Workers) -> None:
-        self._console, self._settings, self._crew = console, settings, crew
-        self._known: list[int] = []
-        self.legs: list[Leg] = []
-        self.ceiling: list[Leg] = []
+    def __init__(self, console: Console, settings: Settings, generator: Generator, folder: Path) -> None:
+        self._console, self._settings, self._folder = console, settings, folder
+        self.runs = Runs(generator=generator, timing=settings.timing, tell=self._tell)
+        self._generator = generator
+        self._redis = None if settings.quick else program()
+        self.found = Found()
 
-    async def puts(self, folder: Path) -> str:
-        """The paired runs; gives etcd's version, empty without it."""
-        settings, version = self._settings, ""
+    async def run(self) -> None:
+        """All that was chosen."""
+        wanted = {row.measure for row in ROWS if row.name in self._settings.rows}
+        measures = [measure for measure in MEASURES if measure.name in wanted]
+        if measures:
+            self._tell("the generator alone, against stubs …")
+        systems = {ETCD, FENCEKV, *(() if self._redis is None else (REDIS,))}
+        for measure in measures:
+            await self.runs.ceiling(measure, systems)
+        single = [measure for measure in measures if measure.setup == "single"]
+        cluster = [measure for measure in measures if measure.setup == "cluster"]
+        stages: list[tuple[object, Callable[[], Awaitable[None]]]] = [
+            (MEMORY in self._settings.rows, self._memory),
+            (single, lambda: self._single(single)),
+            (cluster, lambda: self._cluster(cluster)),
+            ("keys" in wanted, self._keys),
+            ("replay" in wanted, self._replay),
+            ("partitions" in wanted, self._partitions),
+        ]
+        for asked, stage in stages:
+            if asked:
+                await self._stage(stage)
+
+    async def _stage(self, stage: Callable[[], Awaitable[None]]) -> None:
+        """What cannot be measured takes its own rows away, not those of the others."""
+        try:
+            await stage()
+        except (ControlPlaneFailed, LoadFailed, NotReady) as error:
+            self.found.broken.append(str(error))
+            self._tell(f"FAILED: {error}")
+
+    async def _memory(self) -> None:
+        self._tell("idle memory: the sample is started …")
+        settle = self._settings.settle_seconds
+        self.found.memory = await idle_memory(self._folder / "sample", settle_seconds=settle)
+
+    async def _single(self, measures: list[Measure]) -> None:
+        self._tell("etcd, Redis and one shard are started …")
         async with AsyncExitStack() as stack:
-            targets: dict[str, Target] = {}
-            if settings.with_etcd:
-                peer = await stack.enter_async_context(etcd(folder / "etcd"))
-                version = peer.version
-                targets[ETCD] = Target(system=ETCD, kind="etcd", host=HOST, port=peer.port, pids=[peer.pid])
-            shard = await stack.enter_async_context(one_shard(folder / "fencekv"))
-            targets[FENCEKV] = Target(
-                system=FENCEKV, kind="fencekv", host=shard.host, port=shard.port, pids=shard.pids
-            )
-            self._known = [*shard.beside, *(pid for target in targets.values() for pid in target.pids)]
-            for clients, number, system in schedule(list(targets), settings.clients, settings.rounds):
-                leg = await self._leg(targets[system], clients, number, settings.seconds)
-                self.legs.append(leg)
-                self._tell(leg)
-        return version
+            targets = {}
+            if self._redis is not None:
+                server = await stack.enter_async_context(redis(self._redis, self._folder / "redis"))
+                self.found.versions["redis"] = server.version
+                targets[REDIS] = Target(addresses={"redis": server.address}, pids=server.pids)
+            elif not self._settings.quick:
+                self._tell("  redis-server is not on PATH (Debian: redis-server): Redis is left out")
+            targets |= await stack.enter_async_context(self._both("single", members=1, standbys=0))
+            await self._measured(measures, targets)
 
-    async def own_ceiling(self) -> None:
-        """What the load processes reach against a server that does nothing."""
+    async def _cluster(self, measures: list[Measure]) -> None:
+        self._tell("etcd with three members and two shards are started …")
+        async with self._both("cluster", members=3, standbys=1) as targets:
+            await self._measured(measures, targets)
 
-        def size(port: int) -> int:
-            return len(build("fencekv", host=f"{HOST}:{port}", seed=SEED, keys=1)[0])
+    @asynccontextmanager
+    async def _both(self, name: str, *, members: int, standbys: int) -> AsyncIterator[dict[str, Target]]:
+        folder = self._folder / name
+        async with (
+            etcd(folder / "etcd", members=members) as peer,
+            shards(folder / "fencekv", standbys=standbys) as own,
+        ):
+            self.found.versions["etcd"] = peer.version
+            self.runs.beside = own.beside
+            yield {
+                ETCD: Target(
+                    addresses=dict.fromkeys(("etcd", "gateway", "aiohttp"), peer.address), pids=peer.pids
+                ),
+                FENCEKV: Target(addresses=dict.fromkeys(("frames", "http", "sdk"), own.address), pids=own.pids),
+            }
 
-        async with responder(size) as port:
-            target = Target(system=CEILING, kind="fencekv", host=HOST, port=port, pids=[])
-            for clients in self._settings.clients:
-                leg = await self._leg(target, clients, 0, self._settings.ceiling_seconds)
-                self.ceiling.append(leg)
-                self._tell(leg)
+    async def _measured(self, measures: list[Measure], targets: dict[str, Target]) -> None:
+        every = [pid for target in targets.values() for pid in target.pids]
+        self.runs.beside = [*self.runs.beside, *every]
+        for measure in measures:
+            await self.runs.measure(measure, targets)
 
-    async def _leg(self, target: Target, clients: int, number: int, seconds: float) -> Leg:
-        job = Job(
-            kind=target.kind,
-            host=target.host,
-            port=target.port,
-            clients=clients,
-            warmup_seconds=self._settings.warmup_seconds,
-            seconds=seconds,
-            seed=SEED,
+    async def _keys(self) -> None:
+        measure = keys_measure(self._settings.keys)
+        self._tell(f"one shard with a table of {KEYS:,} keys and one of {self._settings.keys:,} is started …")
+        async with shards(self._folder / "keys", tables=[side.table for side in measure.sides]) as own:
+            self.runs.beside = own.beside
+            targets = {
+                side.system: Target(addresses={"frames": own.address}, pids=own.pids) for side in measure.sides
+            }
+            for side in measure.sides:
+                await self.runs.fill(side, targets[side.system], batch=FILL_BATCH)
+            await asyncio.sleep(self._settings.settle_seconds)
+            await self._measured([measure], targets)
+
+    async def _replay(self) -> None:
+        self._tell("replay: one shard is started, and killed at full load …")
+        found = await experiments.replay(self._generator, self._folder / "replay", kills=KILLS, tell=self._tell)
+        self.found.experiments["replay"] = asdict(found)
+        self.found.values["replay"] = found.open_seconds
+        if found.open_seconds is None:
+            self.found.notes["replay"] = "the shard does not tell"
+        else:
+            serving = found.serving_seconds.median
+            self.found.notes["replay"] = f"serves {serving:.2f} s after the kill, supervisor and grant included"
+
+    async def _partitions(self) -> None:
+        self._tell(f"partitions: one shard with {experiments.PARTITIONS:,} of them is started …")
+        found = await experiments.partitions(
+            self._folder / "partitions",
+            count=experiments.PARTITIONS,
+            settle_seconds=self._settings.settle_seconds,
+            tell=self._tell,
         )
-        server = target.pids or [os.getpid()]
-        rest = {os.getpid(), *self._known, *self._crew.pids} - {*server}
-        groups = {"server": server, "rest": rest}
-        before = machine.usage(groups)
-        load = await self._crew.run(job)
-        after = machine.usage(groups)
-        return _leg(
-            load,
-            Leg(
-                system=target.system,
-                clients=clients,
-                round=number,
-                puts_per_second=0.0,
-                p50_ms=0.0,
-                p99_ms=0.0,
-                server_cores=machine.cores(before, after, "server"),
-                loader_cores=0.0,
-                others_cores=machine.others(before, after),
-            ),
-        )
+        self.found.experiments["partitions"] = asdict(found)
+        values = {"start": found.start_seconds, "memory": found.idle_mb, "idle": found.idle_percent}
+        for name, value in values.items():
+            self.found.values[f"partitions-{name}"] = None if value is None else Spread(value, value, value)
+        self.found.notes["partitions-start"] = f"all open; all served after {found.serving_seconds:.1f} s"
 
-    def _tell(self, leg: Leg) -> None:
-        errors = f"  [red]errors {dict(leg.errors)}[/red]" if leg.errors else ""
-        self._console.print(
-            f"  {leg.clients:>4} clients, round {leg.round + 1}, {leg.system:<12} "
-            f"{leg.puts_per_second:>9,.0f} puts/s  p50 {leg.p50_ms:7.2f} ms  p99 {leg.p99_ms:7.2f} ms{errors}",
-            highlight=False,
-        )
+    def outcomes(self) -> list[Outcome]:
+        """The rows that were chosen."""
+        return [self._outcome(row) for row in ROWS if row.name in self._settings.rows]
+
+    def _outcome(self, row: Row) -> Outcome:
+        title = row.title.format(keys=f"{self._settings.keys:,}")
+        if row.measure in ANCHORED:
+            return report.paired(row, title, self.runs.legs)
+        if row.measure == "keys":
+            few, many = keys_measure(self._settings.keys).sides
+            return report.paired(row, title, self.runs.legs, above=many.system, below=few.system)
+        note = self.found.notes.get(row.name, "")
+        return Outcome(row=row, title=title, value=self.found.values.get(row.name), note=note)
+
+    def _tell(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False)
 
 
-def _leg(load: Load, leg: Leg) -> Leg:
-    latencies = sorted(load.latencies_us)
-    return replace(
-        leg,
-        puts_per_second=len(latencies) / load.seconds,
-        p50_ms=percentile(latencies, 0.5) / 1e3,
-        p99_ms=percentile(latencies, 0.99) / 1e3,
-        errors=load.errors,
-        loader_cores=load.cpu_seconds / load.seconds,
-    )
-
-
-async def measure(console: Console, settings: Settings, folder: Path) -> dict[str, Any]:
-    """The whole run; gives its document."""
-    started = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
-    where = machine.describe(folder)
-    report.print_machine(console, where)
-    console.print("idle memory: the sample is started …")
-    memory = await idle_memory(folder / "sample", settle_seconds=settings.settle_seconds)
-    report.print_memory(console, memory)
-    async with workers(settings.processes) as crew:
-        run = Run(console, settings, crew)
-        console.print("the load processes' own ceiling …")
-        await run.own_ceiling()
-        console.print("puts: etcd and one shard are started …" if settings.with_etcd else "puts: one shard …")
-        version = await run.puts(folder)
-    report.print_puts(console, run.legs, run.ceiling)
-    return report.document(
-        started=started,
-        command=sys.orig_argv[1:],
-        settings=asdict(settings),
-        machine={**where, "etcd": version or None},
-        memory=memory,
-        legs=run.legs,
-        ceiling=run.ceiling,
-    )
-
-
-async def _until_done(console: Console, settings: Settings, folder: Path) -> dict[str, Any]:
+async def measure(console: Console, settings: Settings, folder: Path) -> tuple[dict[str, Any], list[Outcome], str]:
+    """The whole run; gives its document, the outcomes, and what was wrong."""
     task = asyncio.current_task()
     assert task is not None
     # So that SIGTERM too leaves nothing behind.
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    return await measure(console, settings, folder)
+    started = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
+    where = machine.describe(folder)
+    report.print_machine(console, where)
+    console.print("the load generator is built …")
+    bench = Bench(console, settings, await build(CACHE), folder)
+    await bench.run()
+    outcomes = bench.outcomes()
+    if MEMORY in settings.rows:
+        report.print_memory(console, bench.found.memory)
+    report.print_series(console, bench.runs.legs, bench.runs.ceilings)
+    report.print_outcomes(console, outcomes)
+    document = report.document(
+        started=started,
+        command=sys.orig_argv[1:],
+        settings=asdict(settings),
+        machine={**where, **bench.found.versions},
+        memory=bench.found.memory,
+        outcomes=outcomes,
+        legs=bench.runs.legs,
+        ceilings=bench.runs.ceilings,
+        experiments=bench.found.experiments,
+    )
+    failed = failures(bench.runs.legs)
+    wrong = [f"{failed} requests failed: their rows are not to be used"] if failed else []
+    return document, outcomes, "; ".join([*wrong, *bench.found.broken])
 
 
 @click.command()
 @click.option(
-    "--quick/--full", default=lambda: os.environ.get("QUICK") == "1", help="Under a minute; QUICK=1 does it too."
+    "--quick/--full", default=lambda: os.environ.get("QUICK") == "1", help="Three rows, under a minute; QUICK=1."
 )
-@click.option("--clients", default="1,16,64,256", show_default=True, help="Numbers of clients.")
+@click.option("--rows", "names", default=lambda: os.environ.get("ROWS", ""), help="Rows, by comma; ROWS=.  [all]")
 @click.option(
-    "--rounds", type=click.IntRange(1, 50), help="Pairs of runs for each number of clients.  [5, quick: 2]"
+    "--keys",
+    type=click.IntRange(KEYS, 100_000_000),
+    default=lambda: int(os.environ.get("KEYS") or MANY_KEYS),
+    help="Of the large table of the row `keys`; KEYS=.  [10000000]",
 )
-@click.option("--seconds", type=click.FloatRange(0.2, 60), help="Length of a run, without warm-up.  [4, quick: 1]")
-@click.option("--processes", type=click.IntRange(1, 16), default=1, show_default=True, help="Load processes.")
-@click.option("--without-etcd", is_flag=True, help="FenceKV alone: no ratios.")
+@click.option("--rounds", type=click.IntRange(1, 50), help="Paired runs of each measure.  [5, quick: 3]")
+@click.option(
+    "--seconds", type=click.FloatRange(0.2, 600), help="Length of a run, without warm-up.  [3, quick: 1]"
+)
 @click.option(
     "--data",
     type=click.Path(path_type=Path, file_okay=False),
-    default=ROOT / ".cache" / "bench",
-    help="Folder for both systems' data, on the disk to measure; emptied at the end.  [.cache/bench]",
+    default=CACHE,
+    help="Folder for all systems' data, on the disk to measure; emptied at the end.  [.cache/bench]",
 )
+@click.option("--publish/--no-publish", "publishes", default=True, help="Write docs/ (never with QUICK).")
 def main(
-    quick: bool,
-    clients: str,
-    rounds: int | None,
-    seconds: float | None,
-    processes: int,
-    without_etcd: bool,
-    data: Path,
+    quick: bool, names: str, keys: int, rounds: int | None, seconds: float | None, data: Path, publishes: bool
 ) -> None:
-    """Durable puts of FenceKV beside etcd on the same disk, and idle memory."""
+    """FenceKV beside etcd and Redis on the same disk, as a table."""
+    try:
+        rows = QUICK_ROWS if quick and not names else chosen(names)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="ROWS") from error
     settings = Settings(
-        clients=_numbers(clients),
-        rounds=rounds or (2 if quick else 5),
-        seconds=seconds or (1.0 if quick else 4.0),
-        warmup_seconds=0.5 if quick else 1.0,
-        ceiling_seconds=0.5 if quick else 2.0,
+        rows=rows,
+        timing=Timing(
+            rounds=rounds or (3 if quick else 5),
+            seconds=seconds or (1.0 if quick else 3.0),
+            warmup_seconds=0.3 if quick else 1.0,
+            ceiling_seconds=0.5 if quick else 2.0,
+        ),
         settle_seconds=2.0 if quick else 10.0,
-        processes=processes,
-        with_etcd=not without_etcd,
+        keys=keys,
+        quick=quick,
     )
-    console = Console()
+    console = Console(stderr=True)
     if not console.is_terminal:
-        console = Console(width=WIDTH_MIN)
+        console = Console(stderr=True, width=WIDTH_MIN)
+    document, outcomes, wrong = _measured(console, settings, data)
+    results = ROOT / "bench" / "results"
+    results.mkdir(exist_ok=True)
+    file = results / f"{document['started']}.json"
+    file.write_text(json.dumps(document, indent=1) + "\n")
+    console.print(f"all figures: {file.relative_to(ROOT)}", highlight=False)
+    if publishes and not quick:
+        publish(document, ROOT / "docs")
+        console.print("published: docs/benchmarks.json, docs/benchmarks.svg, docs/benchmarks.md", highlight=False)
+    click.echo(json.dumps({one.title: _median(one) for one in outcomes}, indent=1))
+    if wrong:
+        console.print(wrong, style="red", markup=False)
+        sys.exit(1)
+
+
+def _measured(console: Console, settings: Settings, data: Path) -> tuple[dict[str, Any], list[Outcome], str]:
     data.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="run-", dir=data))
     try:
-        if settings.with_etcd:
+        if any(row.measure in ANCHORED for row in ROWS if row.name in settings.rows):
             find_assets(os.environ)  # before anything is started
         machine.check_disk(folder)
-        found = asyncio.run(_until_done(console, settings, folder))
-    except AssetsMissing as error:
-        raise click.ClickException(f"{error} Or measure FenceKV alone: --without-etcd.") from error
-    except (ControlPlaneFailed, LoadFailed, NotReady, machine.NoDisk) as error:
+        return asyncio.run(measure(console, settings, folder))
+    except (AssetsMissing, ControlPlaneFailed, LoadFailed, NotReady, ToolMissing, machine.NoDisk) as error:
         raise click.ClickException(str(error)) from error
     except asyncio.CancelledError:
         sys.exit(130)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    sys.exit(_finish(console, found))
 
 
-def _finish(console: Console, found: dict[str, Any]) -> int:
-    results = ROOT / "bench" / "results"
-    results.mkdir(exist_ok=True)
-    file = results / f"{found['started']}.json"
-    file.write_text(json.dumps(found, indent=1) + "\n")
-    console.print(f"all figures: {file.relative_to(ROOT)}", highlight=False)
-    failed = sum(sum(run["errors"].values()) for run in found["runs"])
-    if failed:
-        console.print(f"[red]{failed} requests failed: these figures are not to be used[/red]")
-    return 1 if failed else 0
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        numbers = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        numbers = ()
-    if not numbers or not all(0 < number <= 1000 for number in numbers):
-        raise click.BadParameter("want numbers from 1 to 1000, separated by commas", param_hint="--clients")
-    return numbers
+def _median(outcome: Outcome) -> float | None:
+    return None if outcome.value is None else round(outcome.value.median, 3)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""A single etcd with its own data folder: defaults, and fsync on.
+"""etcd with its own data folder: defaults, and fsync on. One member, or three on this machine.
 
 Invariants:
-  * Nothing is sent to an etcd that is not ours: it is known by a name that is made for this run.
+  * Nothing is sent to an etcd that is not ours: its members are known by names that are made for this run.
   * It ends with this process.
 """
 
@@ -13,7 +13,7 @@ import json
 import os
 import secrets
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -27,15 +27,22 @@ REQUEST_SECONDS: Final = 2.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Etcd:
-    """A running one."""
+    """A running one. Of several members clients speak to the leader: what is fastest for etcd."""
 
-    port: int
-    pid: int
+    address: str
+    pids: list[int]
     version: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Member:
+    name: str
+    client_port: int
+    peer: str
+
+
 @contextlib.asynccontextmanager
-async def etcd(folder: Path) -> AsyncIterator[Etcd]:
+async def etcd(folder: Path, *, members: int) -> AsyncIterator[Etcd]:
     """Runs etcd from `KUBEBUILDER_ASSETS`.
 
     Raises:
@@ -44,48 +51,66 @@ async def etcd(folder: Path) -> AsyncIterator[Etcd]:
     """
     binary = find_assets(os.environ).etcd
     folder.mkdir(parents=True)
-    name = f"bench-{secrets.token_hex(8)}"
-    port, peer_port = free_ports(2)
-    process = Process("etcd", _command(binary, folder, name, port, peer_port), folder)
+    token = secrets.token_hex(8)
+    ports = free_ports(2 * members)
+    every = [
+        _Member(name=f"bench-{token}-{number}", client_port=client, peer=f"http://{HOST}:{peer}")
+        for number, (client, peer) in enumerate(zip(ports[:members], ports[members:], strict=True))
+    ]
+    cluster = ",".join(f"{member.name}={member.peer}" for member in every)
+    processes = [Process(one.name, _command(binary, folder, one, cluster), folder) for one in every]
     try:
-        await process.start()
-        version = await _until_ready(process, port, name)
-        assert process.pid is not None
-        yield Etcd(port=port, pid=process.pid, version=version)
+        await asyncio.gather(*(process.start() for process in processes))
+        leader, version = await _until_ready(processes, every)
+        pids = [process.pid for process in processes if process.pid is not None]
+        yield Etcd(address=f"{HOST}:{leader.client_port}", pids=pids, version=version)
     finally:
-        await process.stop()
+        await asyncio.gather(*(process.stop() for process in processes))
 
 
-def _command(binary: Path, folder: Path, name: str, port: int, peer_port: int) -> list[str]:
-    client, peer = f"http://{HOST}:{port}", f"http://{HOST}:{peer_port}"
+def _command(binary: Path, folder: Path, member: _Member, cluster: str) -> list[str]:
+    client = f"http://{HOST}:{member.client_port}"
     return [
         str(binary),
-        "--name", name,
-        "--data-dir", str(folder / "data"),
+        "--name", member.name,
+        "--data-dir", str(folder / member.name),
         "--listen-client-urls", client,
         "--advertise-client-urls", client,
-        "--listen-peer-urls", peer,
-        "--initial-advertise-peer-urls", peer,
-        "--initial-cluster", f"{name}={peer}",
+        "--listen-peer-urls", member.peer,
+        "--initial-advertise-peer-urls", member.peer,
+        "--initial-cluster", cluster,
         "--log-level", "warn",
     ]  # fmt: skip
 
 
-async def _until_ready(process: Process, port: int, name: str) -> str:
+async def _until_ready(processes: list[Process], members: list[_Member]) -> tuple[_Member, str]:
+    """The leader and its version, once all members have names and answer."""
     loop = asyncio.get_running_loop()
     began = loop.time()
-    while loop.time() - began < READY_SECONDS_MAX and not process.ended():
+    names = {member.name for member in members}
+    while loop.time() - began < READY_SECONDS_MAX and not any(process.ended() for process in processes):
         with contextlib.suppress(OSError):
-            members = await asyncio.to_thread(_asked, port, "/v3/cluster/member/list", b"{}")
-            if [member.get("name") for member in members["members"]] != [name]:
-                raise ControlPlaneFailed(f"what answers on port {port} is not the etcd of this run")
-            return str((await asyncio.to_thread(_asked, port, "/version", None))["etcdserver"])
+            statuses = []
+            for member in members:
+                found = await _asked(member.client_port, "/v3/cluster/member/list")
+                if {one.get("name", "") for one in found["members"]} - {""} - names:
+                    raise ControlPlaneFailed(f"port {member.client_port} is not of the etcd of this run")
+                statuses.append(await _asked(member.client_port, "/v3/maintenance/status"))
+            leader = next((at for at, status in enumerate(statuses) if _leads(status)), None)
+            if leader is not None:
+                return members[leader], str(statuses[leader]["version"])
         await asyncio.sleep(LOOK_SECONDS)
-    raise ControlPlaneFailed(f"etcd is not ready:\n{process.log_tail()}")
+    raise ControlPlaneFailed("etcd is not ready:\n" + "\n".join(process.log_tail() for process in processes))
 
 
-def _asked(port: int, path: str, body: bytes | None) -> dict[str, Any]:
-    url = f"http://{HOST}:{port}{path}"
-    with urllib.request.urlopen(url, data=body, timeout=REQUEST_SECONDS) as answer:
-        found: dict[str, Any] = json.load(answer)
-        return found
+def _leads(status: Mapping[str, Any]) -> bool:
+    return "leader" in status and status["leader"] == status["header"]["member_id"]
+
+
+async def _asked(port: int, path: str) -> dict[str, Any]:
+    def ask() -> dict[str, Any]:
+        with urllib.request.urlopen(f"http://{HOST}:{port}{path}", data=b"{}", timeout=REQUEST_SECONDS) as answer:
+            found: dict[str, Any] = json.load(answer)
+            return found
+
+    return await asyncio.to_thread(ask)

@@ -1,67 +1,134 @@
-"""FenceKV as it is measured: the sample at rest, and one shard with one partition under load."""
+"""FenceKV as it is measured: shards under load, the sample at rest, a shard with many partitions.
+
+Everything runs on the sandbox: its API server in this process, operator and shards as processes of their own.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import aiohttp
+
+from bench.generator import NAMESPACE
 from bench.memory import AIM_OPERATOR_MB, AIM_SHARD_MB, Memory, measured
-from bench.requests import NAMESPACE, TABLE
 from fencekv_sandbox import assets
-from fencekv_sandbox.sandbox import NotReady, Sandbox
+from fencekv_sandbox.sandbox import NotReady, Owner, Sandbox
 
 API_VERSION: Final = "fencekv.io/v1alpha1"
 READY_SECONDS_MAX: Final = 60.0
+LOOK_SECONDS: Final = 0.05
+REQUEST_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shard:
-    """The shard under load."""
+class Shards:
+    """Shards under load; `address` is that of the first table's owner."""
 
-    host: str
-    port: int
-    pids: list[int]  # supervisor and shard process
+    sandbox: Sandbox
+    address: str
+    pod: str
+    pids: list[int]  # supervisors and shard processes
     beside: list[int]  # the operator: FenceKV's, but not on a put's way
 
+    async def metrics(self) -> dict[str, float]:
+        """What the owner's process counts now; empty: it does not answer."""
+        address = (await self.sandbox.session_lease(self.pod)).http
+        return await scraped(address)
 
-def objects() -> list[dict[str, Any]]:
-    """One shard; a table that is acknowledged after the local fsync, as one etcd does it."""
+    def process(self) -> int:
+        """The owner's shard process."""
+        [pid] = self.sandbox.pod(self.pod).children()
+        return pid
+
+
+def namespace(shards: int) -> dict[str, Any]:
+    """The KVNamespace of a run."""
     meta = {"apiVersion": API_VERSION, "metadata": {"name": NAMESPACE}}
-    namespace = {**meta, "kind": "KVNamespace", "spec": {"shards": {"replicas": 1}}}
-    table = {
+    return {**meta, "kind": "KVNamespace", "spec": {"shards": {"replicas": shards}}}
+
+
+def table(name: str, *, standbys: int = 0, partitions: int = 1) -> dict[str, Any]:
+    """A table; without standbys it is acknowledged after the local fsync, as one etcd does it."""
+    copies: dict[str, Any] = {"replicas": 0, "durability": "standard"}
+    if standbys:
+        copies = {"replicas": standbys, "durability": "replicated", "minInSync": 1}
+    return {
         "apiVersion": API_VERSION,
         "kind": "KVTable",
-        "metadata": {"name": TABLE},
+        "metadata": {"name": name},
         "spec": {
             "namespace": NAMESPACE,
-            "partitioning": {"strategy": "hash", "count": 1},
-            "replicas": 0,
-            "durability": "standard",
+            "partitioning": {"strategy": "hash", "count": partitions},
+            **copies,
         },
     }
-    return [namespace, table]
 
 
 @contextlib.asynccontextmanager
-async def one_shard(folder: Path) -> AsyncIterator[Shard]:
-    """Runs it. Raises NotReady."""
+async def shards(folder: Path, *, tables: Sequence[str] = ("bench",), standbys: int = 0) -> AsyncIterator[Shards]:
+    """Runs one shard and one for each standby, with tables of one partition. Raises NotReady."""
     async with Sandbox(data=folder) as sandbox:
-        await sandbox.apply(objects())
-        await sandbox.wait_ready(TABLE, seconds=READY_SECONDS_MAX)
-        owner = await sandbox.owner_of(f"{TABLE}-0")
-        if owner is None:
-            raise NotReady(f"{TABLE}-0 has no owner")
-        host, _, port = (await sandbox.session_lease(owner.pod)).http.rpartition(":")
-        yield Shard(
-            host=host,
-            port=int(port),
-            pids=sandbox.pod(owner.pod).pids(),
+        await sandbox.apply([namespace(1 + standbys), *(table(name, standbys=standbys) for name in tables)])
+        owners = []
+        for name in tables:
+            await sandbox.wait_ready(name, seconds=READY_SECONDS_MAX)
+            owners.append(await _complete(sandbox, f"{name}-0", members=1 + standbys))
+        pods = [f"{NAMESPACE}-{ordinal}" for ordinal in range(1 + standbys)]
+        yield Shards(
+            sandbox=sandbox,
+            address=(await sandbox.session_lease(owners[0].pod)).http,
+            pod=owners[0].pod,
+            pids=[pid for pod in pods for pid in sandbox.pod(pod).pids()],
             beside=[operator.pid for operator in sandbox.operators],
         )
+
+
+async def _complete(sandbox: Sandbox, partition: str, *, members: int) -> Owner:
+    """The owner, once all of a partition's replicas are in sync."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    while loop.time() - began < READY_SECONDS_MAX:
+        lease = await sandbox.partition_lease(partition)
+        owner = await sandbox.owner_of(partition)
+        if owner is not None and len(lease.in_sync) == members:
+            return owner
+        await asyncio.sleep(LOOK_SECONDS)
+    raise NotReady(f"{partition}: not all of its {members} replicas are in sync")
+
+
+async def scraped(address: str) -> dict[str, float]:
+    """A shard's /metrics by `name{labels}`; empty: it does not answer."""
+    timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=timeout) as session,
+            session.get(f"http://{address}/metrics") as answer,
+        ):
+            answer.raise_for_status()
+            return series_of(await answer.text())
+    except (aiohttp.ClientError, OSError, TimeoutError):
+        return {}
+
+
+def series_of(text: str) -> dict[str, float]:
+    """The series of a text in Prometheus' form. Pure."""
+    found = {}
+    for line in text.splitlines():
+        if line and not line.startswith("#"):
+            name, _, value = line.rpartition(" ")
+            found[name] = float(value)
+    return found
+
+
+def total(metrics: Mapping[str, float], name: str) -> float | None:
+    """The sum of a metric over its labels; None: the shard does not tell it."""
+    values = [value for series, value in metrics.items() if series.partition("{")[0] == name]
+    return sum(values) if values else None
 
 
 async def idle_memory(folder: Path, *, settle_seconds: float) -> list[Memory]:

@@ -1,4 +1,4 @@
-"""From latencies to figures: percentiles, medians with spread, ratios of paired runs. Pure.
+"""From runs to figures: medians with spread, ratios of paired runs. Pure.
 
 Invariants:
   * Runs are paired: each ratio compares two runs that followed each other.
@@ -10,23 +10,24 @@ import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 FENCEKV: Final = "FenceKV"
 ETCD: Final = "etcd"
-CEILING: Final = "loader alone"
+REDIS: Final = "Redis"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leg:
-    """One run of one system. Cores: how many were busy on average; None: the system does not tell."""
+    """One run of one system. Cores: how many were busy on average; None: the machine does not tell."""
 
+    measure: str
     system: str
-    clients: int
     round: int
-    puts_per_second: float
+    per_second: float
     p50_ms: float
     p99_ms: float
+    max_ms: float
     errors: Mapping[str, int] = field(default_factory=dict)
     server_cores: float | None
     loader_cores: float
@@ -43,12 +44,12 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """All runs of one system with one number of clients."""
+class Series:
+    """All runs of one system in one measure."""
 
+    measure: str
     system: str
-    clients: int
-    puts_per_second: Spread
+    per_second: Spread
     p50_ms: Spread
     p99_ms: Spread
     server_cores: Spread | None
@@ -56,22 +57,11 @@ class Row:
     others_cores: Spread | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ratio:
-    """FenceKV's figures by etcd's, of paired runs."""
-
-    clients: int
-    puts_per_second: Spread
-    p50_ms: Spread
-    p99_ms: Spread
-
-
-def schedule(systems: Sequence[str], clients: Sequence[int], rounds: int) -> Iterator[tuple[int, int, str]]:
-    """(clients, round, system) in the order of the runs: A B A B … for each number of clients."""
-    for count in clients:
-        for number in range(rounds):
-            for system in systems:
-                yield count, number, system
+def schedule(systems: Sequence[str], rounds: int) -> Iterator[tuple[int, str]]:
+    """(round, system) in the order of the runs: A B, B A, A B … so that neither is always the one that follows."""
+    for number in range(rounds):
+        for system in systems if number % 2 == 0 else reversed(systems):
+            yield number, system
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -86,43 +76,59 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(statistics.median(values), min(values), max(values))
 
 
-def rows(legs: Sequence[Leg]) -> list[Row]:
-    """One row for each system and number of clients, in the order of the runs."""
-    grouped: dict[tuple[int, str], list[Leg]] = {}
+def series(legs: Sequence[Leg]) -> list[Series]:
+    """One for each measure and system, in the order of the runs."""
+    grouped: dict[tuple[str, str], list[Leg]] = {}
     for leg in legs:
-        grouped.setdefault((leg.clients, leg.system), []).append(leg)
+        grouped.setdefault((leg.measure, leg.system), []).append(leg)
     return [
-        Row(
+        Series(
+            measure=measure,
             system=system,
-            clients=clients,
-            puts_per_second=spread([leg.puts_per_second for leg in group]),
+            per_second=spread([leg.per_second for leg in group]),
             p50_ms=spread([leg.p50_ms for leg in group]),
             p99_ms=spread([leg.p99_ms for leg in group]),
             server_cores=_known([leg.server_cores for leg in group]),
             loader_cores=spread([leg.loader_cores for leg in group]),
             others_cores=_known([leg.others_cores for leg in group]),
         )
-        for (clients, system), group in grouped.items()
+        for (measure, system), group in grouped.items()
     ]
 
 
-def ratios(legs: Sequence[Leg]) -> list[Ratio]:
-    """FenceKV by etcd, for each number of clients that both have runs of."""
-    found = {(leg.clients, leg.round, leg.system): leg for leg in legs}
-    pairs: dict[int, list[tuple[Leg, Leg]]] = {}
-    for (clients, number, system), leg in found.items():
-        other = found.get((clients, number, ETCD))
-        if system == FENCEKV and other is not None:
-            pairs.setdefault(clients, []).append((leg, other))
-    return [
-        Ratio(
-            clients=clients,
-            puts_per_second=spread([_divided(a.puts_per_second, b.puts_per_second) for a, b in pair]),
-            p50_ms=spread([_divided(a.p50_ms, b.p50_ms) for a, b in pair]),
-            p99_ms=spread([_divided(a.p99_ms, b.p99_ms) for a, b in pair]),
-        )
-        for clients, pair in pairs.items()
+def ratio(legs: Sequence[Leg], *, measure: str, above: str, below: str, figure: str) -> Spread | None:
+    """One system's figure by another's, of the paired runs of a measure; None: there is no pair."""
+    found = {(leg.round, leg.system): leg for leg in legs if leg.measure == measure}
+    pairs = [
+        (leg, found[number, below])
+        for (number, system), leg in found.items()
+        if system == above and (number, below) in found
     ]
+    if not pairs:
+        return None
+    return spread([_divided(_figure(one, figure), _figure(other, figure)) for one, other in pairs])
+
+
+def failures(legs: Sequence[Leg]) -> int:
+    """How many requests failed."""
+    return sum(sum(leg.errors.values()) for leg in legs)
+
+
+def plain(value: Any) -> Any:
+    """JSON has no NaN: what is not known is null; figures are rounded to what they are worth."""
+    if isinstance(value, Mapping):
+        return {name: plain(member) for name, member in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(member) for member in value]
+    if isinstance(value, float):
+        return None if math.isnan(value) or math.isinf(value) else float(f"{value:.5g}")
+    return value
+
+
+def _figure(leg: Leg, name: str) -> float:
+    value = getattr(leg, name)
+    assert isinstance(value, float), (name, value)
+    return value
 
 
 def _divided(above: float, below: float) -> float:

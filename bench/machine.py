@@ -65,7 +65,7 @@ def describe(folder: Path) -> dict[str, Any]:
     return {
         "cores": os.cpu_count(),
         "processor": _processor(),
-        "system": f"{platform.system()} {platform.release()}",
+        "system": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
         "python": platform.python_version(),
         "filesystem": filesystem(folder),
         "load_average_before": round(os.getloadavg()[0], 2),
@@ -120,7 +120,7 @@ def _process_seconds(pid: int) -> float:
     except OSError:
         return 0.0  # it ended
     fields = text[text.rfind(")") + 2 :].split()
-    return (int(fields[11]) + int(fields[12])) / _ticks()
+    return sum(int(field) for field in fields[11:15]) / _ticks()  # its own, and of children that it has waited for
 
 
 def _ticks() -> int:

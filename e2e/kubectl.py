@@ -8,19 +8,21 @@ Invariants:
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 Object = dict[str, Any]
 
 COMMAND_SECONDS = 60.0
+LOGS = ("--tail=200", "--prefix")  # of each container, in a report
 
 
 class Failed(AssertionError):
@@ -121,6 +123,33 @@ def running(*words: str, environment: dict[str, str] | None = None) -> Iterator[
             process.kill()
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Restarted:
+    """A container that did not go on running."""
+
+    namespace: str
+    pod: str
+    container: str
+    count: int
+    last_state: Object  # how it ended before: status, reason, message, times
+
+
+def restarted(pods: Iterable[Object]) -> list[Restarted]:
+    """The containers of these pods that were restarted."""
+    return [
+        Restarted(
+            namespace=pod["metadata"]["namespace"],
+            pod=pod["metadata"]["name"],
+            container=each["name"],
+            count=each["restartCount"],
+            last_state=each["lastState"],
+        )
+        for pod in pods
+        for each in pod["status"].get("containerStatuses", ())
+        if each["restartCount"]
+    ]
+
+
 class Cluster:
     """A cluster by its kubeconfig; everything in the namespace `default` unless said otherwise."""
 
@@ -171,8 +200,16 @@ class Cluster:
             ["get", "pods,kvns,kvt,kvp", "-A", "-o", "wide"],
             ["get", "leases", "-n", "default"],
             ["get", "events", "-A", "--sort-by=.lastTimestamp"],
-            ["logs", "-n", "fencekv-system", "deployment/fencekv-operator", "--all-pods", "--tail=60", "--prefix"],
-            ["logs", "-l", "fencekv.io/kind=shard", "--tail=30", "--prefix"],
+            ["logs", "-n", "fencekv-system", "deployment/fencekv-operator", "--all-pods", *LOGS],
+            ["logs", "-l", "fencekv.io/kind=shard", *LOGS],
         ):
-            with contextlib.suppress(Failed):
-                say(f"kubectl {' '.join(words)}\n{self.kubectl(*words)}")
+            self._show(*words)
+        with contextlib.suppress(Failed):
+            for each in restarted(self.get("pods", "-A")["items"]):
+                ended = json.dumps(each.last_state, indent=2)
+                say(f"{each.namespace}/{each.pod}: {each.container} restarted {each.count} times, before: {ended}")
+                self._show("logs", "-n", each.namespace, each.pod, "-c", each.container, "--previous", *LOGS)
+
+    def _show(self, *words: str) -> None:
+        with contextlib.suppress(Failed):
+            say(f"kubectl {' '.join(words)}\n{self.kubectl(*words)}")

@@ -3,29 +3,26 @@
 Invariants:
   * All decisions about repeating are `attempts.judge`'s.
   * A request ends within its timeout, and if it may have been carried out, never in an error that denies it.
+  * One timer looks after all attempts, and only while there are some.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
 
-import aiohttp
-
-from fencekv import wire
+from fencekv import messages as m
 from fencekv.attempts import Chance, Failure, Step, final_error, judge, pause_seconds
-from fencekv.codec import decode_json
 from fencekv.discovery import Source
-from fencekv.errors import FenceKVError, Invalid, Lost, Unavailable, from_problem
+from fencekv.errors import FenceKVError, Invalid, Lost, Unavailable, Unknown, from_problem
 from fencekv.routing import Routes, TableRoutes
-from fencekv.token import Token
-from fencekv.transport import Broken, Refused, Reply, send
+from fencekv.sending import Attempt, Broken, Build, Refused, Transport
 
 ROUTE_SECONDS: Final = 0.5
 WATCH_SECONDS: Final = 0.5  # without an answer, then one looks whether the owner has changed
+SWEEP_SECONDS: Final = 0.05  # how exact timeouts are
 FOLLOWED_AT_ONCE_MAX: Final = 2  # then a NotOwner costs a pause as well: two shards could name each other
 
 
@@ -39,19 +36,23 @@ class Settings:
     idempotency: bool = True  # give every write a key, so that it can be repeated in every case
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """One request to a table; `place` is the key or the partition that it is about, None: any shard will do."""
+class Request(NamedTuple):
+    """One request to a table. A named tuple, because one is made for every request."""
 
-    method: str
     table: str
-    path: str  # behind /v1/{namespace}/{table}, with its query
-    place: str | int | None
+    operation: int
+    build: Build
+    place: str | int | None  # the key or the partition that it is about, None: any shard will do
+    options: m.Options
     write: bool = False
-    keyed: bool = False
     slow: bool = False  # an attempt may take the whole timeout
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes = b""
+
+
+class _Failed(NamedTuple):
+    """An attempt without an answer that ends the request, and a sentence about it."""
+
+    outcome: FenceKVError | Failure
+    detail: str
 
 
 class Superseded(Broken):
@@ -59,29 +60,41 @@ class Superseded(Broken):
 
 
 class Caller:
-    """Sends requests over `session`, which its maker closes."""
+    """Sends requests over `transport`, which its maker closes. End it with `close`."""
 
     def __init__(
         self,
-        session: aiohttp.ClientSession,
+        transport: Transport,
         *,
         namespace: str,
         source: Source,
         settings: Settings,
         chance: Chance,
-        clock: Callable[[], float],
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.routes = Routes()
-        self._session = session
+        self._transport = transport
         self._namespace = namespace
         self._source = source
         self._settings = settings
         self._chance = chance
-        self._clock = clock
+        self._clock: Callable[[], float] = loop.time
+        self._loop = loop
         self._endpoints: Sequence[str] = ()
         self._loading: dict[str, asyncio.Lock] = {}
+        self._sweep: asyncio.TimerHandle | None = None
+        self._looking: dict[tuple[str, int], asyncio.Task[None]] = {}
 
-    async def call(self, request: Request) -> Reply:
+    async def close(self) -> None:
+        """Stops looking after attempts."""
+        if self._sweep is not None:
+            self._sweep.cancel()
+        looking = list(self._looking.values())
+        for task in looking:
+            task.cancel()
+        await asyncio.gather(*looking, return_exceptions=True)
+
+    async def call(self, request: Request) -> m.Success:
         """Sends a request until it is answered.
 
         Raises:
@@ -91,10 +104,10 @@ class Caller:
         uncertain, followed, pauses = False, 0, 0
         while True:
             outcome = await self._attempt(request, deadline)
-            if isinstance(outcome, Reply):
+            if not isinstance(outcome, _Failed):
                 return outcome
             failure, detail = outcome
-            verdict = judge(failure, write=request.write, keyed=request.keyed, uncertain=uncertain)
+            verdict = judge(failure, write=request.write, keyed=_keyed(request), uncertain=uncertain)
             uncertain = verdict.uncertain
             if verdict.step is Step.RAISE:
                 raise final_error(failure, uncertain=uncertain, detail=detail)
@@ -120,104 +133,114 @@ class Caller:
             known = self.routes.tables.get(table)
             if known is not None and not known.stale:
                 return known  # somebody else asked while this one waited
-            return self.routes.load(table, await self.route_document(table))
+            return self.routes.load(table, await self.locate(table))
 
-    async def route_document(self, table: str, *, key: str | None = None) -> Mapping[str, Any]:
-        """What some shard answers to `/v1/route`.
+    async def locate(self, table: str, *, key: str | None = None) -> m.Routes:
+        """What some shard says of a table's partitions, or of the one of `key`.
 
         Raises:
             Invalid: there is no such table or namespace.
             Unavailable: no shard answered.
         """
-        path = f"/v1/route/{wire.segment(self._namespace)}/{wire.segment(table)}"
-        query = "" if key is None else f"?key={wire.segment(key)}"
         last: FenceKVError | None = None
         for fresh in (False, True):
             for address in await self._addresses(fresh=fresh):
                 try:
-                    reply = await self._send("GET", address, path + query, {}, b"", ROUTE_SECONDS)
+                    answer = await self._ask(address, table, key)
                 except (Refused, Broken) as error:
                     self.routes.avoid(address, now=self._clock())
                     last = Unavailable(str(error))
                     continue
-                if reply.status == 200:
-                    return _document(reply)
-                last = from_problem(_document(reply), reply.status)
+                except (Unavailable, Unknown) as error:
+                    last = Unavailable(error.detail)
+                    continue
+                if isinstance(answer, m.Routes):
+                    return answer
+                last = _error(answer)
                 if isinstance(last, Invalid):
                     raise last
         raise last or Unavailable(f"no shard of {self._namespace} is known")
 
-    async def _attempt(self, request: Request, deadline: float) -> Reply | tuple[FenceKVError | Failure, str]:
+    # -- one attempt
+
+    async def _attempt(self, request: Request, deadline: float) -> m.Success | _Failed:
         """One attempt: its answer, or why there is none and a sentence about it."""
-        left = deadline - self._clock()
-        seconds = left if request.slow or (request.write and not request.keyed) else self._settings.attempt_seconds
+        began = self._clock()
+        target: tuple[int | None, str] | None = self._known_target(request, began)
+        if target is None:
+            try:
+                async with asyncio.timeout(max(deadline - began, 0)):
+                    target = await self._target(request)
+            except TimeoutError:
+                error = Unavailable(f"no route to {request.table} in time")
+                return _Failed(error, error.detail)
+            except FenceKVError as refusal:
+                return _Failed(refusal, refusal.detail)
+        index, address = target
+        settings, repeatable = self._settings, not request.write or _keyed(request)
+        seconds = settings.attempt_seconds if repeatable and not request.slow else settings.timeout_seconds
+        attempt: Attempt | None = None
         try:
-            async with asyncio.timeout(max(left, 0)):
-                index, address = await self._target(request)
-        except TimeoutError:
-            error = Unavailable(f"no route to {request.table} in time")
-            return error, error.detail
-        except FenceKVError as refusal:
-            return refusal, refusal.detail
-        target = f"/v1/{wire.segment(self._namespace)}/{wire.segment(request.table)}{request.path}"
-        headers = self._headers(request, index)
-        sent = self._clock()
-        try:
-            seconds = max(min(seconds, deadline - sent), 0.05)
-            send = self._send(request.method, address, target, headers, request.body, seconds)
-            if index is None or request.slow or (request.write and not request.keyed):
-                reply = await send
-            else:
-                reply = await self._watched(send, request.table, index, address)
+            give_up_at = max(min(began + seconds, deadline), began + SWEEP_SECONDS)
+            attempt = await self._send(request, index, address, give_up_at)
+            sent = self._clock()
+            if index is not None and repeatable and not request.slow:
+                attempt.watch_at = sent + WATCH_SECONDS
+                attempt.place = (request.table, index)
+                attempt.epoch = self.routes.epoch_of(request.table, index)
+            answer = await attempt.future
+        except asyncio.CancelledError:
+            if attempt is not None:
+                attempt.give_up(Broken("nobody waits for it"))
+            raise
         except Superseded as lack:
-            return Failure.BROKEN, str(lack)
+            return _Failed(Failure.BROKEN, str(lack))
         except (Refused, Broken) as lack:
-            # A shard that took the request and is no owner may have waited for the one that it forwarded to.
-            if (
-                isinstance(lack, Refused)
-                or index is None
-                or self.routes.owner_http(request.table, index) == address
-            ):
-                self.routes.avoid(address, now=self._clock())
-            self.routes.doubt(request.table)
-            return Failure.REFUSED if isinstance(lack, Refused) else Failure.BROKEN, str(lack)
+            self._missed(request, index, address, lack)
+            return _Failed(Failure.REFUSED if isinstance(lack, Refused) else Failure.BROKEN, str(lack))
+        except Unavailable as lack:
+            return _Failed(lack, lack.detail)
         if index is not None:
-            self._learn(request.table, index, reply)
-        if reply.status >= 400:
-            answered = self._refusal(request, index, reply)
-            return answered, answered.detail
-        late = self._clock() - sent > self._settings.standard_success_seconds
-        if late and request.write and reply.headers.get(wire.DURABILITY) == "standard":
-            return Failure.LATE, f"{request.method} {target}: a success under standard that came too late"
-        return reply
+            self.routes.saw(request.table, index, token=answer.token, epoch=answer.epoch)
+        if isinstance(answer, m.Refusal):
+            answered = self._refusal(request, index, answer)
+            return _Failed(answered, answered.detail)
+        late = self._clock() - sent > settings.standard_success_seconds
+        if late and isinstance(answer, _WRITES) and answer.durability == m.STANDARD:
+            return _Failed(Failure.LATE, f"{request.table}: a success under standard that came too late")
+        return answer
 
-    async def _watched(self, send: Coroutine[Any, Any, Reply], table: str, index: int, address: str) -> Reply:
-        """Sends, and gives up early if the partition has a new owner meanwhile.
+    async def _send(self, request: Request, index: int | None, address: str, give_up_at: float) -> Attempt:
+        """Sends, over a connection that is opened if there is none, and has the attempt looked after."""
+        options = self._options(request, index)
+        attempt = self._transport.send(address, request.operation, request.build, options)
+        while attempt is None:
+            await self._transport.ready(address, seconds=give_up_at - self._clock())
+            attempt = self._transport.send(address, request.operation, request.build, options)
+        attempt.give_up_at = give_up_at
+        if self._sweep is None:
+            self._sweep = self._loop.call_later(SWEEP_SECONDS, self._swept)
+        return attempt
 
-        A frozen owner keeps its connections: without a look at the routes, each request to it would cost a
-        whole attempt.
+    def _missed(self, request: Request, index: int | None, address: str, lack: Exception) -> None:
+        # A shard that took the request and is no owner may have waited for the one that it forwarded to.
+        if isinstance(lack, Refused) or index is None or self.routes.owner_http(request.table, index) == address:
+            self.routes.avoid(address, now=self._clock())
+        self.routes.doubt(request.table)
 
-        Raises:
-            Broken, Refused: no answer, or none to be expected.
-        """
-        sending = asyncio.ensure_future(send)
-        epoch = self.routes.epoch_of(table, index)
+    def _known_target(self, request: Request, now: float) -> tuple[int, str] | None:
+        """The owner, if it is known and no reason to doubt it."""
+        routes = self.routes.tables.get(request.table)
+        if routes is None or routes.stale or request.place is None:
+            return None
         try:
-            while True:
-                await asyncio.wait([sending], timeout=WATCH_SECONDS)
-                if sending.done():
-                    return sending.result()
-                if self.routes.owner_http(table, index) == address:
-                    # Another shard is not to blame: it may wait for the owner that it forwarded to.
-                    self.routes.avoid(address, now=self._clock())
-                self.routes.doubt(table)
-                with contextlib.suppress(FenceKVError):
-                    owner = (await self.route(table)).owners.get(index)
-                    # The new owner may be `address` itself, which still waits for the one before it.
-                    if owner is not None and owner.http and owner.epoch > epoch:
-                        raise Superseded(f"{address} does not answer, and {owner.http} owns the partition now")
-        finally:
-            sending.cancel()
+            index = _index(routes, request.place)
+        except Invalid:
+            return None  # the long way tells it
+        owner = routes.owners.get(index)
+        if owner is None or not self.routes.usable(owner.http, now=now):
+            return None
+        return index, owner.http
 
     async def _target(self, request: Request) -> tuple[int | None, str]:
         index: int | None = None
@@ -230,29 +253,19 @@ class Caller:
         # Any shard forwards to the owner, and may know better who that is.
         return index, (await self._addresses())[0]
 
-    def _headers(self, request: Request, index: int | None) -> dict[str, str]:
-        headers = dict(request.headers)
+    def _options(self, request: Request, index: int | None) -> m.Options:
+        options = request.options
         if index is None:
-            return headers
+            return options
         seen = self.routes.of(request.table, index)
-        if seen.epoch:
-            headers[wire.EPOCH] = str(seen.epoch)
+        least = options.min_token
         if not request.write and seen.token is not None:
-            given = headers.get(wire.MIN_TOKEN)
-            least = max(seen.token, Token.parse(given, field=wire.MIN_TOKEN)) if given else seen.token
-            headers[wire.MIN_TOKEN] = str(least)
-        return headers
+            least = max(seen.token, least) if least else seen.token
+        consistency, durability, _, _, key, _ = options
+        return m.Options(consistency, durability, least, seen.epoch or None, key)
 
-    def _learn(self, table: str, index: int, reply: Reply) -> None:
-        token, epoch = reply.headers.get(wire.TOKEN), reply.headers.get(wire.EPOCH, "")
-        try:
-            seen = Token.parse(token, field=wire.TOKEN) if token else None
-        except Invalid:
-            seen = None  # it would change nothing about the answer that came with it
-        self.routes.saw(table, index, token=seen, epoch=int(epoch) if epoch.isdecimal() else None)
-
-    def _refusal(self, request: Request, index: int | None, reply: Reply) -> FenceKVError:
-        error = from_problem(_document(reply), reply.status)
+    def _refusal(self, request: Request, index: int | None, answer: m.Refusal) -> FenceKVError:
+        error = _error(answer)
         if index is None:
             return error
         if isinstance(error, Lost):
@@ -265,7 +278,7 @@ class Caller:
         ):
             return error
         error.extra.pop("http", None)
-        if judge(error, write=request.write, keyed=request.keyed).step is not Step.RAISE:
+        if judge(error, write=request.write, keyed=_keyed(request)).step is not Step.RAISE:
             self.routes.doubt(request.table)
         return error
 
@@ -279,17 +292,69 @@ class Caller:
         ranked = [(not self.routes.usable(http, now=now), self._chance.random(), http) for http in self._endpoints]
         return [http for _, _, http in sorted(ranked)]
 
-    async def _send(
-        self, method: str, address: str, target: str, headers: Mapping[str, str], body: bytes, seconds: float
-    ) -> Reply:
-        return await send(
-            self._session,
-            method=method,
-            url=f"http://{address}{target}",
-            headers=headers,
-            body=body,
-            timeout=seconds,
+    async def _ask(self, address: str, table: str, key: str | None) -> m.Answer:
+        """Asks one shard for routes, once."""
+        request = Request(
+            table=table,
+            operation=m.ROUTE,
+            build=lambda number, options: m.Route(number, table, None, key),
+            place=None,
+            options=m.Options(),
         )
+        attempt = await self._send(request, None, address, self._clock() + ROUTE_SECONDS)
+        try:
+            return await attempt.future
+        except asyncio.CancelledError:
+            attempt.give_up(Broken("nobody waits for it"))
+            raise
+
+    # -- looking after the attempts that take long
+
+    def _swept(self) -> None:
+        now = self._clock()
+        under_way = list(self._transport.under_way())
+        for attempt in under_way:
+            if now >= attempt.give_up_at:
+                attempt.give_up(Broken(f"{attempt.address}: no answer in time"))
+            elif now >= attempt.watch_at:
+                attempt.watch_at = now + WATCH_SECONDS
+                self._doubt(attempt)
+        self._sweep = self._loop.call_later(SWEEP_SECONDS, self._swept) if under_way else None
+
+    def _doubt(self, attempt: Attempt) -> None:
+        """Has the routes looked at: a frozen owner keeps its connections, and costs each attempt all its time."""
+        assert attempt.place is not None, attempt.address
+        table, index = attempt.place
+        if self.routes.owner_http(table, index) == attempt.address:
+            # Another shard is not to blame: it may wait for the owner that it forwarded to.
+            self.routes.avoid(attempt.address, now=self._clock())
+        self.routes.doubt(table)
+        if attempt.place not in self._looking:
+            self._looking[attempt.place] = asyncio.ensure_future(self._look(attempt.place))
+
+    async def _look(self, place: tuple[str, int]) -> None:
+        """Gives up the attempts whose partition has a new owner."""
+        table, index = place
+        try:
+            owner = (await self.route(table)).owners.get(index)
+        except FenceKVError:
+            return
+        finally:
+            del self._looking[place]
+        if owner is None or not owner.http:
+            return
+        for attempt in list(self._transport.under_way()):
+            # The new owner may be at the same address, which still waits for the one before it.
+            if attempt.place == place and owner.epoch > attempt.epoch:
+                detail = f"{attempt.address} does not answer, and {owner.http} owns the partition now"
+                attempt.give_up(Superseded(detail))
+
+
+_WRITES: Final = m.Written | m.Deleted | m.Committed
+
+
+def _keyed(request: Request) -> bool:
+    return request.options.idempotency_key is not None
 
 
 def _index(routes: TableRoutes, place: str | int) -> int:
@@ -301,10 +366,8 @@ def _index(routes: TableRoutes, place: str | int) -> int:
         raise Invalid("key: not UTF-8", field="key") from error
 
 
-def _document(reply: Reply) -> Mapping[str, Any]:
-    """The JSON document of an answer; one that is none says nothing, which `from_problem` takes as Unknown."""
-    try:
-        document = decode_json(reply.body)
-    except Invalid:
-        document = None
-    return document if isinstance(document, dict) else {}
+def _error(answer: m.Answer) -> FenceKVError:
+    """The error that an answer is; one that is no error does not belong to its request."""
+    if not isinstance(answer, m.Refusal):
+        return Unavailable(f"{type(answer).__name__}: an answer to another request")
+    return from_problem({**answer.extra, "title": answer.name, "detail": answer.detail}, answer.status)

@@ -15,27 +15,31 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Final, Literal, Self, TypeVar, cast, get_args
 
-import aiohttp
-
+from fencekv import messages as m
 from fencekv import results, wire
 from fencekv.attempts import Chance
 from fencekv.caller import Caller, Request, Settings
-from fencekv.codec import decode, decode_json, encode
 from fencekv.discovery import Source, find
-from fencekv.errors import Invalid, NotFound
-from fencekv.operations import Compare, Operation, keys_named, txn_document
+from fencekv.errors import Invalid, NotFound, Unknown
+from fencekv.frame_transport import FrameTransport
+from fencekv.http_transport import HttpTransport
+from fencekv.operations import Compare, Operation, Transaction, parse_txn
 from fencekv.results import Change, Deleted, Entry, HistoryPage, Page, TxnAnswer, Written
+from fencekv.sending import Build, Transport
 from fencekv.token import Token, Version
-from fencekv.transport import Reply, make_session
 
 Consistency = Literal["primary", "cached"]
 Durability = Literal["standard", "replicated"]
-_Answer = TypeVar("_Answer")
+Wire = Literal["frames", "http"]
+CLIENT_NAME: Final = "fencekv-python"
+_NO_OPTIONS: Final = m.Options()
+_Answer = TypeVar("_Answer", bound=m.Success)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +48,7 @@ class _Where:
     endpoints: Sequence[str]
     kubeconfig: str
     kube_namespace: str
+    transport: Wire | Literal[""]
 
 
 class FenceKV:
@@ -53,7 +58,9 @@ class FenceKV:
         self._where = where
         self._settings = settings
         self._chance = chance
-        self._session: aiohttp.ClientSession | None = None
+        # One random part for all keys of this client: the number behind it makes each its own.
+        self._keys = _Keys(secrets.token_hex(12)) if settings.idempotency else None
+        self._transport: Transport | None = None
         self._caller: Caller | None = None
 
     @classmethod
@@ -64,6 +71,7 @@ class FenceKV:
         endpoints: Sequence[str] = (),
         kubeconfig: str = "",
         kube_namespace: str = "",
+        transport: Wire | Literal[""] = "",
         settings: Settings | None = None,
         chance: Chance | None = None,
     ) -> Self:
@@ -74,11 +82,16 @@ class FenceKV:
             endpoints: `host:port` of shards; empty: FENCEKV_ENDPOINT, or found through Kubernetes.
             kubeconfig: how to reach the cluster; empty: as `fencekv.access.find` looks for it.
             kube_namespace: the Kubernetes namespace; empty: the kubeconfig's.
+            transport: "frames" or "http"; empty: FENCEKV_TRANSPORT, or frames.
             settings: timeouts and what is repeated.
             chance: where jitter comes from, a `random.Random` for one that can be replayed.
         """
         where = _Where(
-            namespace=namespace, endpoints=endpoints, kubeconfig=kubeconfig, kube_namespace=kube_namespace
+            namespace=namespace,
+            endpoints=endpoints,
+            kubeconfig=kubeconfig,
+            kube_namespace=kube_namespace,
+            transport=transport,
         )
         return cls(where, settings=settings or Settings(), chance=chance or secrets.SystemRandom())
 
@@ -91,18 +104,21 @@ class FenceKV:
             kubeconfig=where.kubeconfig,
             kube_namespace=where.kube_namespace,
         )
-        self._open(namespace, source)
+        self._open(namespace, source, _wire(where.transport or os.environ.get("FENCEKV_TRANSPORT", "")))
         return self
 
-    def _open(self, namespace: str, source: Source) -> None:
-        self._session = make_session()
+    def _open(self, namespace: str, source: Source, wire: Wire) -> None:
+        if wire == "http":
+            self._transport = HttpTransport(namespace=namespace)
+        else:
+            self._transport = FrameTransport(namespace=namespace, name=CLIENT_NAME)
         self._caller = Caller(
-            self._session,
+            self._transport,
             namespace=namespace,
             source=source,
             settings=self._settings,
             chance=self._chance,
-            clock=asyncio.get_running_loop().time,
+            loop=asyncio.get_running_loop(),
         )
 
     async def __aexit__(
@@ -112,24 +128,27 @@ class FenceKV:
 
     async def close(self) -> None:
         """Closes the connections."""
-        if self._session is not None:
-            await self._session.close()
-        self._session = self._caller = None
+        caller, self._caller = self._caller, None
+        transport, self._transport = self._transport, None
+        if caller is not None:
+            await caller.close()
+        if transport is not None:
+            await transport.close()
 
     def table(self, name: str) -> Table:
         """A table of the namespace; whether it exists the first request shows."""
         if self._caller is None:
             raise RuntimeError("use the client within `async with`")
-        return Table(name, self._caller, self._settings)
+        return Table(name, self._caller, self._keys)
 
 
 class Table:
     """A table's keys. Made by `FenceKV.table`."""
 
-    def __init__(self, name: str, caller: Caller, settings: Settings) -> None:
+    def __init__(self, name: str, caller: Caller, keys: _Keys | None) -> None:
         self.name = name
         self._caller = caller
-        self._settings = settings
+        self._keys = keys
 
     async def get(
         self, key: str, *, consistency: Consistency = "primary", min_token: Token | None = None
@@ -139,15 +158,16 @@ class Table:
         Raises:
             Lost: what this client saw of the partition was lost in a failover; the next read starts anew.
         """
-        headers: dict[str, str] = {wire.CONSISTENCY: consistency}
-        if min_token is not None:
-            headers[wire.MIN_TOKEN] = str(min_token)
-        request = Request(method="GET", table=self.name, path=_key_path(key), place=key, headers=headers)
+
+        def build(number: int, options: m.Options | None) -> m.Get:
+            return m.Get(number, self.name, options, key)
+
+        asked = m.Options(_place(consistency, m.CONSISTENCIES, "consistency"), None, min_token)
         try:
-            reply = await self._caller.call(request)
+            answer = await self._caller.call(Request(self.name, m.GET, build, key, asked))
         except NotFound:
             return None
-        return _readable(reply, lambda given: _entry(key, given))
+        return results.entry(key, _of(m.Got, answer))
 
     async def put(
         self,
@@ -165,9 +185,15 @@ class Table:
             Conflict: it is not at `if_version`, or exists in spite of `if_absent`.
             Unknown: it may have been set or not.
         """
-        headers = _conditions(if_version, if_absent=if_absent)
-        reply = await self._write("PUT", _key_path(key), key, headers, value, durability, idempotency_key)
-        return _readable(reply, lambda given: results.written(_document(given)))
+        if if_version is not None and if_absent:
+            raise Invalid("if_version: does not go with if_absent", field="if_version")
+        condition: m.Condition = True if if_absent else if_version
+
+        def build(number: int, options: m.Options | None) -> m.Put:
+            return m.Put(number, self.name, options, key, value, condition)
+
+        answer = await self._write(m.PUT, build, key, durability, idempotency_key)
+        return results.written(_of(m.Written, answer))
 
     async def delete(
         self,
@@ -183,9 +209,12 @@ class Table:
             Conflict: it is not at `if_version`.
             Unknown: it may have been removed or not.
         """
-        headers = _conditions(if_version, if_absent=False)
-        reply = await self._write("DELETE", _key_path(key), key, headers, b"", durability, idempotency_key)
-        return _readable(reply, lambda given: results.deleted(_document(given)))
+
+        def build(number: int, options: m.Options | None) -> m.Delete:
+            return m.Delete(number, self.name, options, key, if_version)
+
+        answer = await self._write(m.DELETE, build, key, durability, idempotency_key)
+        return results.deleted(_of(m.Deleted, answer))
 
     async def txn(
         self,
@@ -201,22 +230,23 @@ class Table:
         Raises:
             Unknown: it may have been carried out or not.
         """
-        document = txn_document(compare, then, otherwise)
-        return await self.txn_raw(document, durability=durability, idempotency_key=idempotency_key)
+        asked = Transaction(list(compare), list(then), list(otherwise))
+        return await self._txn(asked, durability, idempotency_key)
 
     async def txn_raw(
         self, document: object, *, durability: Durability | None = None, idempotency_key: str | None = None
     ) -> TxnAnswer:
-        """The same from a document in the form of the wire; its values may be bytes."""
-        keys = keys_named(document)
-        try:
-            body = encode(document)
-        except (TypeError, ValueError, UnicodeEncodeError) as error:
-            raise Invalid(f"txn: {error}", field="txn") from error
-        headers = {"Content-Type": wire.CBOR}
-        place = keys[0] if keys else None
-        reply = await self._write("POST", "/txn", place, headers, body, durability, idempotency_key)
-        return _readable(reply, lambda given: results.txn_answer(_cbor(given)))
+        """The same from a document in HTTP's form; its values may be bytes."""
+        return await self._txn(parse_txn(document), durability, idempotency_key)
+
+    async def _txn(
+        self, asked: Transaction, durability: Durability | None, idempotency_key: str | None
+    ) -> TxnAnswer:
+        def build(number: int, options: m.Options | None) -> m.Txn:
+            return m.Txn(number, self.name, options, asked.compare, asked.then, asked.otherwise)
+
+        answer = await self._write(m.TXN, build, asked.key(), durability, idempotency_key)
+        return results.txn_answer(asked, _of(m.Committed, answer))
 
     async def list(
         self,
@@ -249,20 +279,18 @@ class Table:
     ) -> Page:
         """One page of keys; the next one is asked for with its cursor."""
         routes = await self._caller.route(self.name)
+        first, bound = wire.bounds(prefix, start, end)
         several = routes.partitioning.count > 1
         if several and consistency == "cached" and not cursor:
-            cursor = self._own_writes_cursor(routes.partitioning.count, *wire.bounds(prefix, start, end))
-        query = {"prefix": prefix, "start": start, "end": end, "limit": str(limit), "cursor": cursor}
-        request = Request(
-            method="GET",
-            table=self.name,
-            path=_with_query("/keys", query),
-            place=None if several else 0,
-            slow=True,
-            headers={wire.CONSISTENCY: consistency},
-        )
-        reply = await self._caller.call(request)
-        return _readable(reply, lambda given: results.page(_document(given)))
+            cursor = self._own_writes_cursor(routes.partitioning.count, first, bound)
+
+        def build(number: int, options: m.Options | None) -> m.List:
+            return m.List(number, self.name, options, first, bound, limit, cursor, None)
+
+        asked = m.Options(_place(consistency, m.CONSISTENCIES, "consistency"))
+        place = None if several else 0
+        answer = await self._caller.call(Request(self.name, m.LIST, build, place, asked, slow=True))
+        return results.page(_of(m.Listed, answer))
 
     async def history(self, key: str, *, page_size: int = 100) -> AsyncIterator[Change]:
         """Versions of a key, newest first."""
@@ -275,14 +303,16 @@ class Table:
 
     async def history_page(self, key: str, *, limit: int = 100, cursor: str = "") -> HistoryPage:
         """One page of a key's versions; the next one is asked for with its cursor."""
-        path = _with_query(f"/history/{wire.segment(key)}", {"limit": str(limit), "cursor": cursor})
-        request = Request(method="GET", table=self.name, path=path, place=key)
-        reply = await self._caller.call(request)
-        return _readable(reply, lambda given: results.history_page(_document(given)))
+
+        def build(number: int, options: m.Options | None) -> m.History:
+            return m.History(number, self.name, options, key, limit, cursor)
+
+        answer = await self._caller.call(Request(self.name, m.HISTORY, build, key, _NO_OPTIONS))
+        return results.history_page(_of(m.Changes, answer))
 
     async def route(self, *, key: str | None = None) -> Mapping[str, Any]:
         """What a shard says of the table's partitions and their owners."""
-        return await self._caller.route_document(self.name, key=key)
+        return results.route_document(await self._caller.locate(self.name, key=key))
 
     def _own_writes_cursor(self, partitions: int, start: str, end: str) -> str:
         """A cursor at the beginning that asks each partition for at least what this client saw of it."""
@@ -293,68 +323,45 @@ class Table:
 
     async def _write(
         self,
-        method: str,
-        path: str,
+        operation: int,
+        build: Build,
         place: str | None,
-        headers: Mapping[str, str],
-        body: bytes,
         durability: Durability | None,
         idempotency_key: str | None,
-    ) -> Reply:
-        key = idempotency_key or (secrets.token_hex(16) if self._settings.idempotency else "")
-        extra = {wire.DURABILITY: durability, wire.IDEMPOTENCY_KEY: key}
-        request = Request(
-            method=method,
-            table=self.name,
-            path=path,
-            place=place,
-            write=True,
-            keyed=bool(key),
-            headers={**headers, **{name: value for name, value in extra.items() if value}},
-            body=body,
-        )
-        return await self._caller.call(request)
+    ) -> m.Success:
+        if idempotency_key is not None and not isinstance(idempotency_key, str):
+            raise Invalid("idempotency_key: want a text", field="idempotency_key")
+        key = idempotency_key or (None if self._keys is None else self._keys.next())
+        under = None if durability is None else _place(durability, m.DURABILITIES, "durability")
+        options = m.Options(None, under, None, None, key)
+        return await self._caller.call(Request(self.name, operation, build, place, options, write=True))
 
 
-def _key_path(key: str) -> str:
-    try:
-        return f"/keys/{wire.segment(key)}"
-    except UnicodeEncodeError as error:
-        raise Invalid("key: not UTF-8", field="key") from error
+class _Keys:
+    """Idempotency keys, each used once."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self._numbers = count()
+
+    def next(self) -> str:
+        """A key that nobody has used."""
+        return f"{self._prefix}-{next(self._numbers):x}"
 
 
-def _with_query(path: str, query: Mapping[str, str]) -> str:
-    pairs = [f"{name}={wire.segment(value)}" for name, value in query.items() if value]
-    return f"{path}?{'&'.join(pairs)}" if pairs else path
+def _wire(given: str) -> Wire:
+    if given and given not in get_args(Wire):
+        raise Invalid(f"transport: want frames or http, got {given[:64]!r}", field="transport")
+    return cast(Wire, given or "frames")
 
 
-def _conditions(if_version: Version | None, *, if_absent: bool) -> dict[str, str]:
-    if if_version is not None and if_absent:
-        raise Invalid("if_version: does not go with if_absent", field="if_version")
-    if if_absent:
-        return {wire.IF_NONE_MATCH: "*"}
-    return {} if if_version is None else {wire.IF_MATCH: f'"{if_version}"'}
+def _place(given: str, known: Sequence[str], field: str) -> int:
+    if given not in known:
+        raise Invalid(f"{field}: want one of {', '.join(known)}, got {given[:64]!r}", field=field)
+    return known.index(given)
 
 
-def _readable(reply: Reply, read: Callable[[Reply], _Answer]) -> _Answer:
-    try:
-        return read(reply)
-    except (Invalid, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise results.unreadable(error) from error
-
-
-def _entry(key: str, reply: Reply) -> Entry:
-    version = Version.parse(reply.headers[wire.VERSION], field=wire.VERSION)
-    return Entry(
-        key=key, value=reply.body, version=version, token=Token.parse(reply.headers[wire.TOKEN], field=wire.TOKEN)
-    )
-
-
-def _document(reply: Reply) -> Mapping[str, Any]:
-    document: Mapping[str, Any] = decode_json(reply.body)
-    return document
-
-
-def _cbor(reply: Reply) -> Mapping[str, Any]:
-    document: Mapping[str, Any] = decode(reply.body)
-    return document
+def _of(kind: type[_Answer], answer: m.Success) -> _Answer:
+    if not isinstance(answer, kind):
+        raise Unknown(f"an answer that cannot be read: {type(answer).__name__} instead of {kind.__name__}")
+    return answer

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fencekv import messages as m
 from fencekv.errors import Unknown
+from fencekv.operations import Transaction
 from fencekv.token import Token, Version
-from fencekv.wire import value_of
-
-Document = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,74 +102,80 @@ class HistoryPage:
     cursor: str | None
 
 
-def written(document: Document) -> Written:
+def entry(key: str, answer: m.Got) -> Entry:
+    """Reads the answer to a get."""
+    return Entry(key=key, value=answer.value, version=answer.version, token=_token(answer))
+
+
+def written(answer: m.Written) -> Written:
     """Reads the answer to a put."""
-    return Written(
-        version=_version(document), token=_token(document), partition=str(document.get("partition", ""))
-    )
+    return Written(version=answer.version, token=_token(answer), partition=answer.partition)
 
 
-def deleted(document: Document) -> Deleted:
+def deleted(answer: m.Deleted) -> Deleted:
     """Reads the answer to a delete."""
     return Deleted(
-        existed=document.get("existed") is True,
-        version=_version_or_none(document),
-        token=_token(document),
-        partition=str(document.get("partition", "")),
+        existed=answer.existed, version=answer.version, token=_token(answer), partition=answer.partition
     )
 
 
-def txn_answer(document: Document) -> TxnAnswer:
+def txn_answer(asked: Transaction, answer: m.Committed) -> TxnAnswer:
     """Reads the answer to a transaction."""
+    parts = asked.then if answer.succeeded else asked.otherwise
+    if len(parts) != len(answer.results):
+        raise Unknown(f"an answer that cannot be read: {len(answer.results)} results of {len(parts)} operations")
     return TxnAnswer(
-        succeeded=document.get("succeeded") is True,
-        results=[_done(result) for result in document.get("results", ())],
-        version=_version_or_none(document),
-        token=_token(document),
-        partition=str(document.get("partition", "")),
+        succeeded=answer.succeeded,
+        results=[_done(part.key, result, answer) for part, result in zip(parts, answer.results, strict=True)],
+        version=answer.version,
+        token=_token(answer),
+        partition=answer.partition,
     )
 
 
-def page(document: Document) -> Page:
+def page(answer: m.Listed) -> Page:
     """Reads a page of a listing."""
-    token = _token(document) if document.get("token") else None
     entries = [
-        Entry(key=str(item["key"]), value=value_of(item, field="items"), version=_version(item), token=token)
-        for item in document["items"]
+        Entry(key=item.key, value=item.value, version=item.version, token=answer.token) for item in answer.items
     ]
-    return Page(entries=entries, cursor=document.get("cursor"))
+    return Page(entries=entries, cursor=answer.cursor or None)
 
 
-def history_page(document: Document) -> HistoryPage:
+def history_page(answer: m.Changes) -> HistoryPage:
     """Reads a page of a history."""
-    changes = [
-        Change(version=_version(item), value=None if item.get("deleted") else value_of(item, field="items"))
-        for item in document["items"]
+    changes = [Change(version=item.version, value=item.value) for item in answer.items]
+    return HistoryPage(changes=changes, cursor=answer.cursor or None)
+
+
+def route_document(answer: m.Routes) -> Mapping[str, Any]:
+    """Who owns what, as a document; None: unknown."""
+    partitions = [
+        {
+            "partition": located.partition,
+            "index": located.place,
+            "epoch": located.epoch,
+            "owner": located.owner or None,
+            "http": located.http or None,
+            "token": None if located.token is None else str(located.token),
+        }
+        for located in answer.partitions
     ]
-    return HistoryPage(changes=changes, cursor=document.get("cursor"))
+    return {"partitions": partitions, "partitioning": answer.partitioning}
 
 
-def _done(result: Document) -> Done:
-    if "existed" in result:
-        return DeleteDone(existed=result["existed"] is True)
-    if "found" not in result:
-        return PutDone(version=_version(result))
-    value = value_of(result, field="results") if result["found"] else None
-    return GetDone(key=str(result["key"]), value=value, version=_version_or_none(result))
+def _done(key: str, result: m.Done, answer: m.Committed) -> Done:
+    if isinstance(result, m.GetDone):
+        # A value without a version of its own is what this transaction wrote.
+        version = answer.version if result.version is None and result.value is not None else result.version
+        return GetDone(key=key, value=result.value, version=version)
+    if isinstance(result, m.DeleteDone):
+        return DeleteDone(existed=result.existed)
+    if answer.version is None:
+        raise Unknown("an answer that cannot be read: a put without a version")
+    return PutDone(version=answer.version)
 
 
-def _token(document: Document) -> Token:
-    return Token.parse(str(document.get("token")), field="token")
-
-
-def _version(document: Document) -> Version:
-    return Version.parse(str(document.get("version")), field="version")
-
-
-def _version_or_none(document: Document) -> Version | None:
-    return _version(document) if document.get("version") else None
-
-
-def unreadable(error: Exception) -> Unknown:
-    """The error for an answer that says success and cannot be read."""
-    return Unknown(f"an answer that cannot be read: {error!r}")
+def _token(answer: m.Got | m.Written | m.Deleted | m.Committed) -> Token:
+    if answer.token is None:
+        raise Unknown("an answer that cannot be read: it has no token")
+    return answer.token

@@ -7,10 +7,10 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Final
 
+from fencekv import messages as m
 from fencekv.errors import Unavailable
 from fencekv.partitioning import Partitioning, parse_partitioning
 from fencekv.token import Token
@@ -52,20 +52,18 @@ class Routes:
     seen: dict[tuple[str, int], Seen] = field(default_factory=dict)
     avoided: dict[str, float] = field(default_factory=dict)  # address: until when
 
-    def load(self, table: str, document: Mapping[str, Any]) -> TableRoutes:
-        """Takes in an answer of `/v1/route`.
+    def load(self, table: str, answer: m.Routes) -> TableRoutes:
+        """Takes in a shard's answer about all partitions of a table.
 
         Raises:
-            Unavailable: it is no such answer.
+            Unavailable: it cannot be read.
         """
         try:
-            owners = {
-                int(entry["index"]): Owner(str(entry["partition"]), int(entry["epoch"]), str(entry["http"] or ""))
-                for entry in document["partitions"]
-            }
-            routes = TableRoutes(parse_partitioning(document["partitioning"]), owners)
-        except (KeyError, TypeError, ValueError) as error:
+            partitioning = parse_partitioning(answer.partitioning)
+        except (TypeError, ValueError) as error:
             raise Unavailable(f"{table}: an answer without routes") from error
+        owners = {at.place: Owner(at.partition, at.epoch, at.http) for at in answer.partitions}
+        routes = TableRoutes(partitioning, owners)
         for index, owner in owners.items():
             # A shard that is behind must not take us back to an owner that we saw deposed.
             if owner.epoch < self.of(table, index).epoch:
@@ -80,7 +78,10 @@ class Routes:
 
     def of(self, table: str, index: int) -> Seen:
         """What was seen of a partition."""
-        return self.seen.setdefault((table, index), Seen())
+        seen = self.seen.get((table, index))
+        if seen is None:
+            seen = self.seen[table, index] = Seen()
+        return seen
 
     def epoch_of(self, table: str, index: int) -> int:
         """The highest epoch known of a partition, from answers or from routes."""

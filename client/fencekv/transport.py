@@ -16,18 +16,13 @@ from typing import Final
 import aiohttp
 from yarl import URL
 
-CONNECT_SECONDS: Final = 1.0
+from fencekv.sending import CONNECT_SECONDS
+from fencekv.sending import Broken as Broken  # noqa: PLC0414 (part of this module's interface)
+from fencekv.sending import Refused as Refused  # noqa: PLC0414
+
 ANSWER_BYTES_MAX: Final = 64 << 20
 CONNECTIONS_MAX: Final = 512
 PIECE_BYTES_MAX: Final = 256 << 10
-
-
-class Refused(Exception):
-    """No connection was had: nothing was sent."""
-
-
-class Broken(Exception):
-    """The request left, wholly or in part, and no whole answer came."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

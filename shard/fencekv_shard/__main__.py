@@ -11,13 +11,12 @@ import os
 import secrets
 import sys
 import time  # noqa: TID251 - the composition root
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 logger = logging.getLogger("fencekv_shard")
 
 STATUS_SESSION_OVER = 70
 STATUS_COMMIT_FAILED = 74
-STATUS_FOLDER_IN_USE = 75
 STATUS_BAD_CONFIGURATION = 78
 
 
@@ -62,22 +61,28 @@ def _supervise(environment: Mapping[str, str]) -> int:
 
 
 def _serve(environment: Mapping[str, str]) -> int:
-    from fencekv_shard.memory import DataFolderInUse  # noqa: PLC0415
     from fencekv_shard.serve import BadConfiguration, serve  # noqa: PLC0415
     from fencekv_shard.session import SessionOver  # noqa: PLC0415
 
     try:
-        asyncio.run(serve(environment, on_fatal=_commit_failed))
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(serve(environment, on_fatal=_commit_failed))
     except BadConfiguration as error:
         logger.error("%s", error)
         return STATUS_BAD_CONFIGURATION
-    except DataFolderInUse as error:
-        logger.error("%s", error)
-        return STATUS_FOLDER_IN_USE
     except SessionOver as error:
         logger.error("session over: %s", error)
         return STATUS_SESSION_OVER
     return 0
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop where there is one; everything works without it, slower."""
+    try:
+        import uvloop  # noqa: PLC0415
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
 
 
 def _commit_failed(error: BaseException) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from fencekv.errors import FenceKVError
 from fencekv.partitioning import Partitioning
 from fencekv.token import Token, Version
 from fencekv_shard.transaction import Effect, Record, Transaction
@@ -118,12 +119,44 @@ class Route:
     local: bool  # this shard is it
 
 
+class MustWait(Exception):
+    """A request cannot be taken at once; its coroutine can wait."""
+
+
+class Waiter(Protocol):
+    """Who began a transaction; one of the two is called, once, on the loop."""
+
+    def committed(self, answer: Committed) -> None:
+        """It was acknowledged."""
+        ...
+
+    def refused(self, error: FenceKVError) -> None:
+        """It was not done; or, `Unknown`, nobody can say."""
+        ...
+
+
 class Partition(Protocol):
-    """A replica on this shard."""
+    """A replica on this shard.
+
+    `begin` and `read_now` are for wires that have no coroutine for each request; the others wait where they must.
+    """
 
     @property
     def name(self) -> str:
         """The KVPartition's name."""
+        ...
+
+    def begin(self, transaction: Transaction, options: Options, waiter: Waiter) -> None:
+        """Takes a validated transaction as the owner; the waiter is told of its outcome.
+
+        Raises:
+            MustWait: the minimum token is not reached yet.
+            NotOwner, Fenced, Unavailable, Exhausted, Lost: nothing was done, and the waiter is told nothing.
+        """
+        ...
+
+    def read_now(self, key: str, options: Options) -> ReadAnswer:
+        """Reads a key. Raises MustWait, NotOwner, Fenced, Unavailable, Lost."""
         ...
 
     async def submit(self, transaction: Transaction, options: Options) -> Committed:
@@ -177,6 +210,10 @@ class Node(Protocol):
 
     def local(self, table: str, index: int) -> Partition | None:
         """The replica on this shard; None: there is none."""
+        ...
+
+    def holding(self, table: str, index: int) -> bool:
+        """Whether `hold` would wait."""
         ...
 
     async def hold(self, table: str, index: int) -> None:

@@ -13,8 +13,9 @@ from typing import Final
 from fencekv.errors import Invalid
 from fencekv_shard import journal
 from fencekv_shard.journal import Entry
+from fencekv_shard.rows import batch_of
 from fencekv_shard.state import State, appended, successor_problem
-from fencekv_shard.store import Corrupt, Store, batch_of
+from fencekv_shard.store import Corrupt, Store
 
 _CHUNK_RECORDS: Final = 256
 _CHUNK_BYTES: Final = 4 << 20

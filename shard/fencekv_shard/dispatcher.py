@@ -1,4 +1,7 @@
-"""Every call of every wire: find its partition, carry it out here or have the owner do it, shape the answer.
+"""Every call of every wire: find its partition, carry it out here or have the owner do it.
+
+Two ways: `begin` serves what needs no waiting, without a task or a future for each call; `answer` serves
+everything.
 
 Invariants:
   * A call is forwarded over one hop at most: one that was forwarded is carried out here or refused.
@@ -11,36 +14,49 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Final
 
 from fencekv import wire
-from fencekv.codec import decode_json
 from fencekv.errors import Conflict, FenceKVError, Invalid, NotFound, NotOwner, Unavailable
-from fencekv.partitioning import RangePartitioning
 from fencekv.token import Token
 from fencekv_shard import api
-from fencekv_shard.calls import Answer, Call, Get, History, List, Peers, Relay, WhereIs, Write, WriteKind, problem
+from fencekv_shard.calls import (
+    Answer,
+    Call,
+    Failed,
+    Found,
+    Get,
+    Histories,
+    History,
+    List,
+    Listed,
+    Peers,
+    Relay,
+    Relayed,
+    Routes,
+    Taker,
+    WhereIs,
+    Write,
+    WriteKind,
+    Written,
+)
 from fencekv_shard.listing import Merged, Part, candidates, merge
-from fencekv_shard.transaction import DeleteResult, GetResult, Put
-from fencekv_shard.txn_document import result_document
+from fencekv_shard.transaction import GetResult, Put
 
 PAGES_AT_ONCE: Final = 8  # of one listing: bounds the memory that it takes
 _DURABILITIES: Final = list(api.Durability)  # from weak to strong
 
 
-@dataclass(frozen=True, slots=True)
 class Place:
-    """A partition of a table."""
+    """A partition of a table. A plain class, because one is made for each request."""
 
-    table: api.Table
-    index: int
+    __slots__ = ("index", "name", "table")
 
-    @property
-    def name(self) -> str:
-        """The partition's name."""
-        return self.table.partitions[self.index]
+    def __init__(self, table: api.Table, index: int) -> None:
+        self.table, self.index = table, index
+        self.name = table.partitions[index]
 
 
 Serve = Callable[[api.Partition, api.Route], Awaitable[Answer]]
@@ -71,7 +87,52 @@ class Dispatcher:
             assert isinstance(call, WhereIs), call
             return await self._where_is(table, call)
         except FenceKVError as error:
-            return problem(error)
+            return Failed.nowhere(error)
+
+    # -- the short way
+
+    def begin(self, call: Get | Write, taker: Taker) -> None:
+        """Serves a call of this namespace if the partition is here and nothing has to be waited for.
+
+        Ends in one call of `taker`, now or later. A write that was taken is carried out, whatever becomes of the
+        taker.
+        """
+        node = self._node
+        assert call.namespace == node.kvns, call.namespace
+        place: Place | None = None
+        try:
+            table = node.table(call.table)
+            if isinstance(call, Write):
+                place = _one_place(table, call)
+                _check_limits(table, call)
+            else:
+                place = _place(table, call.key)
+            partition = node.local(table.name, place.index)
+            if partition is None or node.holding(table.name, place.index):
+                taker.long_way()
+            elif isinstance(call, Write):
+                durability, options = _asked(table, call)
+                waiting = _Waiting(self, place, call.kind, durability, taker)
+                partition.begin(call.transaction, options, waiting)
+            else:
+                found = partition.read_now(call.key, call.options)
+                taker.answered(_found(place, call, found, found.token.epoch))
+        except (NotOwner, api.MustWait):
+            taker.long_way()
+        except FenceKVError as error:
+            if isinstance(error, Unavailable) and call.options.consistency is api.Consistency.CACHED:
+                taker.long_way()  # the owner may be able to
+            else:
+                taker.answered(self.failed(place, error))
+
+    def failed(self, place: Place | None, error: FenceKVError) -> Failed:
+        """An error, with what this shard knows of the partition."""
+        if place is None:
+            return Failed.nowhere(error)
+        route = self._node.route(place.table.name, place.index)
+        if isinstance(error, NotOwner) and "http" not in error.extra and not route.local:
+            error = _not_owner(place, route)
+        return Failed(place.name, None, route.epoch, error)
 
     # -- where a call is carried out
 
@@ -81,7 +142,7 @@ class Dispatcher:
                 return await self._at_any(place, call, relay, serve)
             return await self._at_owner(place, call, relay, serve)
         except FenceKVError as error:
-            return self._problem(place, error)
+            return self.failed(place, error)
 
     async def _at_any(self, place: Place, call: Call, relay: Relay, serve: Serve) -> Answer:
         local = self._node.local(place.table.name, place.index)
@@ -131,40 +192,23 @@ class Dispatcher:
             raise Unavailable(f"{place.name}: no owner now", epoch=route.epoch)
         return target
 
-    def _problem(self, place: Place, error: FenceKVError) -> Answer:
-        """An error, with what this shard knows of the partition."""
-        route = self._node.route(place.table.name, place.index)
-        if isinstance(error, NotOwner) and "http" not in error.extra and not route.local:
-            error = _not_owner(place, route)
-        headers = {wire.PARTITION: place.name, wire.EPOCH: str(route.epoch)}
-        token = error.extra.get("token")
-        return problem(error, {**headers, wire.TOKEN: str(token)} if token else headers)
-
     # -- one call each
 
     async def _get(self, place: Place, call: Get, relay: Relay) -> Answer:
         async def serve(partition: api.Partition, route: api.Route) -> Answer:
             found = await partition.read(call.key, call.options)
-            headers = _headers(place, route, found.token)
-            if found.record is None:
-                return problem(NotFound(f"key: {call.key!r} does not exist", field="key"), headers)
-            headers[wire.VERSION] = str(found.record.version)
-            return Answer(status=200, body=found.record.value, content_type=wire.OCTETS, headers=headers)
+            return _found(place, call, found, _epoch(route, found.token))
 
         return await self._placed(place, call, relay, serve)
 
     async def _write(self, table: api.Table, call: Write, relay: Relay) -> Answer:
         place = _one_place(table, call)
         _check_limits(table, call)
-        durability = _raised(table.durability, call.options.durability)
-        asked = None if durability is table.durability else durability
-        options = call.options if asked is call.options.durability else replace(call.options, durability=asked)
+        durability, options = _asked(table, call)
 
         async def serve(partition: api.Partition, route: api.Route) -> Answer:
             done = await partition.submit(call.transaction, options)
-            headers = _headers(place, route, done.token)
-            headers[wire.DURABILITY] = durability
-            return _written(place, call, done, headers)
+            return _written(place, call.kind, done, durability, _epoch(route, done.token))
 
         return await self._placed(place, call, relay, serve)
 
@@ -174,46 +218,28 @@ class Dispatcher:
 
         async def serve(partition: api.Partition, route: api.Route) -> Answer:
             page = await partition.history(call.key, before=before, limit=call.limit, options=call.options)
-            items: list[dict[str, Any]] = [
-                {"version": str(change.version)}
-                | ({"deleted": True} if change.value is None else {"value": change.value})
-                for change in page.changes
-            ]
-            cursor = None
+            cursor = ""
             if page.more and page.changes:
                 cursor = wire.encode_history_cursor(page.changes[-1].version.number, history)
-            body = {"items": items, "cursor": cursor, "token": str(page.token), "partition": place.name}
-            return Answer(status=200, body=body, headers=_headers(place, route, page.token))
+            return Histories(place.name, page.token, _epoch(route, page.token), page.changes, cursor)
 
         return await self._placed(place, call, relay, serve)
 
     async def _where_is(self, table: api.Table, call: WhereIs) -> Answer:
         partitioning = table.partitioning
         indexes = range(partitioning.count) if call.key is None else [partitioning.partition_of(call.key)]
-        partitions = [await self._described(table, index) for index in indexes]
-        how: dict[str, Any] = {"strategy": "hash", "count": partitioning.count}
-        if isinstance(partitioning, RangePartitioning):
-            how = {"strategy": "range", "splitPoints": list(partitioning.split_points)}
-        return Answer(status=200, body={"partitions": partitions, "partitioning": how})
+        routes = [(self._node.route(table.name, n), await self._local_token(table, n)) for n in indexes]
+        return Routes("", None, 0, partitioning, routes)
 
-    async def _described(self, table: api.Table, index: int) -> dict[str, Any]:
-        route, token = self._node.route(table.name, index), None
+    async def _local_token(self, table: api.Table, index: int) -> Token | None:
         local = self._node.local(table.name, index)
-        if local is not None:
-            try:
-                # Which key is read does not matter: each answer names the state that it was read at.
-                read = await local.read("0", api.Options(consistency=api.Consistency.CACHED))
-                token = str(read.token)
-            except FenceKVError:
-                token = None
-        return {
-            "partition": route.partition,
-            "index": route.index,
-            "epoch": route.epoch,
-            "owner": route.owner or None,
-            "http": route.http or None,
-            "token": token,
-        }
+        if local is None:
+            return None
+        try:
+            # Which key is read does not matter: each answer names the state that it was read at.
+            return (await local.read("0", api.Options(consistency=api.Consistency.CACHED))).token
+        except FenceKVError:
+            return None
 
     # -- listings
 
@@ -243,18 +269,12 @@ class Dispatcher:
 
         async def serve(partition: api.Partition, route: api.Route) -> Answer:
             page = await partition.scan(span, options)
-            following = None
+            following = ""
             if page.more and page.items:
                 reached = wire.Position(place.index, page.token, page.seq)
                 following = wire.encode_list_cursor(wire.ListCursor(page.items[-1].key, (reached,)), listing)
-            body = {
-                "items": _items(page.items),
-                "cursor": following,
-                "token": str(page.token),
-                "partition": place.name,
-            }
-            headers = {**_headers(place, route, page.token), wire.SEQ: str(page.seq)}
-            return Answer(status=200, body=body, headers=headers)
+            epoch = _epoch(route, page.token)
+            return Listed(place.name, page.token, epoch, page.items, following, None, page.seq)
 
         return await self._placed(place, call, relay, serve)
 
@@ -281,12 +301,9 @@ class Dispatcher:
         left = [reached[index] for index in sorted(merged.unfinished)] + untouched
         items = merged.items
         after = items[-1].key if items else (cursor.after if cursor else "")
-        body = {
-            "items": _items(items),
-            "cursor": wire.encode_list_cursor(wire.ListCursor(after, tuple(left)), listing) if left else None,
-            "tokens": {table.partitions[index]: str(p.token) for index, p in sorted(reached.items())},
-        }
-        return Answer(status=200, body=body)
+        following = wire.encode_list_cursor(wire.ListCursor(after, tuple(left)), listing) if left else ""
+        tokens = {table.partitions[n]: p.token for n, p in sorted(reached.items()) if p.token is not None}
+        return Listed("", None, 0, items, following, tokens, None)
 
     async def _page(
         self, place: Place, call: List, cursor: wire.ListCursor | None, position: wire.Position
@@ -312,6 +329,27 @@ class Dispatcher:
         raise AssertionError(place)
 
 
+class _Waiting:
+    """A write that a partition has taken, until its answer: an `api.Waiter`."""
+
+    __slots__ = ("_dispatcher", "_durability", "_kind", "_place", "_taker")
+
+    def __init__(
+        self, dispatcher: Dispatcher, place: Place, kind: WriteKind, durability: api.Durability, taker: Taker
+    ) -> None:
+        self._dispatcher, self._place, self._kind = dispatcher, place, kind
+        self._durability, self._taker = durability, taker
+
+    def committed(self, answer: api.Committed) -> None:
+        self._taker.answered(_written(self._place, self._kind, answer, self._durability, answer.token.epoch))
+
+    def refused(self, error: FenceKVError) -> None:
+        if isinstance(error, NotOwner):
+            self._taker.long_way()
+        else:
+            self._taker.answered(self._dispatcher.failed(self._place, error))
+
+
 async def _gather(pages: list[Any]) -> list[api.Page]:
     tasks = [asyncio.ensure_future(page) for page in pages]
     try:
@@ -326,10 +364,15 @@ def _position(positions: Mapping[int, wire.Position] | None, index: int) -> wire
 
 
 def _place(table: api.Table, key: str) -> Place:
-    return Place(table, table.partitioning.partition_of(key))
+    split = table.partitioning
+    return Place(table, split.partition_of(key) if split.count > 1 else 0)
 
 
 def _one_place(table: api.Table, call: Write) -> Place:
+    if table.partitioning.count == 1:
+        return Place(table, 0)
+    if call.kind is not WriteKind.TXN:
+        return _place(table, call.transaction.then[0].key)
     indexes = {table.partitioning.partition_of(key) for key in set(call.transaction.names())}
     if len(indexes) > 1:
         named = ", ".join(str(index) for index in sorted(indexes)[:4])
@@ -360,38 +403,37 @@ def _compiled(pattern: str) -> re.Pattern[str]:
         raise Invalid(f"key: the table's key pattern is malformed: {error}", status=422, field="key") from error
 
 
-def _raised(own: api.Durability, asked: api.Durability | None) -> api.Durability:
-    return own if asked is None else max(own, asked, key=_DURABILITIES.index)
+def _asked(table: api.Table, call: Write) -> tuple[api.Durability, api.Options]:
+    """The durability that a write is acknowledged under, and its options with that in it where it is raised."""
+    own, asked = table.durability, call.options.durability
+    if asked is None:
+        return own, call.options
+    if _DURABILITIES.index(asked) > _DURABILITIES.index(own):
+        return asked, call.options
+    return own, replace(call.options, durability=None)
 
 
-def _written(place: Place, call: Write, done: api.Committed, headers: dict[str, str]) -> Answer:
+def _found(place: Place, call: Get, found: api.ReadAnswer, epoch: int) -> Answer:
+    if found.record is None:
+        error = NotFound(f"key: {call.key!r} does not exist", field="key")
+        return Failed(place.name, found.token, epoch, error)
+    return Found(place.name, found.token, epoch, found.record)
+
+
+def _written(place: Place, kind: WriteKind, done: api.Committed, durability: api.Durability, epoch: int) -> Answer:
     effect = done.effect
-    if call.kind is not WriteKind.TXN and not effect.succeeded:
+    if kind is not WriteKind.TXN and not effect.succeeded:
         stands = effect.results[0]
         assert isinstance(stands, GetResult), stands
         version = str(stands.version) if stands.version else None
         detail = f"key: the condition does not hold, it is at {version or 'no version: it does not exist'}"
-        return problem(Conflict(detail, status=412, field="key", version=version), headers)
-    body: dict[str, Any] = {
-        "version": str(done.version) if done.version else None,
-        "token": str(done.token),
-        "partition": place.name,
-    }
-    if done.version is not None:
-        headers[wire.VERSION] = str(done.version)
-    if call.kind is WriteKind.DELETE:
-        result = effect.results[0]
-        assert isinstance(result, DeleteResult), result
-        body = {"existed": result.existed, **body}
-    elif call.kind is WriteKind.TXN:
-        results = [result_document(result, done.version) for result in effect.results]
-        body = {"succeeded": effect.succeeded, "results": results, **body}
-    return Answer(status=200, body=body, headers=headers)
+        error = Conflict(detail, status=412, field="key", version=version)
+        return Failed(place.name, done.token, epoch, error, durability)
+    return Written(place.name, done.token, epoch, kind, effect, done.version, durability)
 
 
-def _headers(place: Place, route: api.Route, token: Token) -> dict[str, str]:
-    epoch = max(route.epoch, token.epoch)
-    return {wire.PARTITION: place.name, wire.TOKEN: str(token), wire.EPOCH: str(epoch)}
+def _epoch(route: api.Route, token: Token) -> int:
+    return max(route.epoch, token.epoch)
 
 
 def _not_owner(place: Place, route: api.Route) -> NotOwner:
@@ -406,13 +448,7 @@ def _not_owner(place: Place, route: api.Route) -> NotOwner:
 
 def _hint(answer: Answer) -> str:
     """The owner's address in a relayed NotOwner; empty: it is another answer, or names none."""
-    if answer.status != NotOwner.default_status or not isinstance(answer.body, bytes):
-        return ""
-    try:
-        document = decode_json(answer.body)
-    except Invalid:
-        return ""
-    return str(document.get("http") or "") if isinstance(document, dict) else ""
+    return answer.owner_http if isinstance(answer, Relayed) else ""
 
 
 def _span(call: List, cursor: wire.ListCursor | None, position: wire.Position) -> api.Range:
@@ -425,7 +461,3 @@ def _not_before(options: api.Options, token: Token | None) -> api.Options:
     if token is None:
         return options
     return replace(options, min_token=max(options.min_token or token, token))
-
-
-def _items(items: Any) -> list[dict[str, Any]]:
-    return [{"key": item.key, "value": item.record.value, "version": str(item.record.version)} for item in items]

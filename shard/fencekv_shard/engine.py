@@ -1,16 +1,15 @@
-"""The owner's side of a partition for one epoch: commit rounds, commit_seq, acknowledgements.
+"""The owner's side of a partition for one epoch: commit_seq and acknowledgements.
 
-A round takes what waits, evaluates it on the head of the journal, appends it with one fsync, and leaves its
-answers pending until commit_seq has reached what they depend on. The next round does not wait for that.
+`pipeline` brings rounds to the disk; here their answers wait until commit_seq has reached what they depend on. The
+next round does not wait for that.
 
 Invariants:
   * Nothing is acknowledged that is above commit_seq, or after the session's deadline: the deadline is looked at
-    on the loop, in the same step that sets the answer.
+    on the loop, in the same step that gives the answer.
   * commit_seq only stands at the end of a round, and never falls.
   * An answer depends only on entries at or below the seq that it waits for, a failed condition's answer too.
   * A request that fails its checks wrote nothing, and fails alone.
   * Once stopped, nothing is acknowledged any more and commit_seq stands: the replica may follow another owner.
-  * Entries of our own never wait for room: without them commit_seq, which makes room, might never move again.
 """
 
 from __future__ import annotations
@@ -24,13 +23,14 @@ from typing import Protocol
 from fencekv.clock import Clock
 from fencekv.errors import Exhausted, FenceKVError, NotOwner, Unavailable, Unknown
 from fencekv_shard import limits
-from fencekv_shard.api import Committed, Durability, Options
+from fencekv_shard.api import Committed, Durability, Options, Waiter
 from fencekv_shard.journal import Entry, Ownership, accepted_loss_entry, in_sync_entry, ownership_entry
+from fencekv_shard.pipeline import Pipeline
 from fencekv_shard.replica import Closed, Replica
-from fencekv_shard.rounds import Internal, Pending, Request, Round, fail
+from fencekv_shard.rounds import Pending, Request, Round
 from fencekv_shard.spec import PartitionSpec
 from fencekv_shard.store import DiskFull, PromiseMoved
-from fencekv_shard.transaction import Put, Transaction
+from fencekv_shard.transaction import Transaction
 
 logger = logging.getLogger(__name__)
 
@@ -75,48 +75,56 @@ class Engine:
         self.heard_at: dict[str, float] = {}  # member -> when it last said anything
         self.standbys_in_set = 0
         self.replicated_seq = -1
-        self._queue: deque[Request | Internal] = deque()
-        self._queue_bytes = 0
-        self._running: asyncio.Task[None] | None = None
+        self._pipeline = Pipeline(replica=replica, epoch=epoch, clock=clock, owner=self)
         self._pending: dict[bool, deque[Pending]] = {False: deque(), True: deque()}
         self._round_ends: deque[int] = deque()
         # Rounds that no standby has confirmed: their ends, and when they were fsynced here.
         self._unshipped: deque[tuple[int, float]] = deque()
         self._relaxing: tuple[int, frozenset[str]] | None = None  # a smaller counted set, valid from this seq on
         self._stopped: FenceKVError | None = None
-        self._changed = asyncio.Event()  # commit_seq, a counted set, or what `_run` may take
+        self._changed = asyncio.Event()  # commit_seq, a counted set, or the end of a round
         self._loss_journaled = False
         self.rounds = 0
 
     # -- requests ---------------------------------------------------------------------------------------------
 
-    async def submit(self, transaction: Transaction, options: Options) -> Committed:
-        """Commits a transaction; `fence.admit` was asked before.
+    def begin(self, transaction: Transaction, options: Options, waiter: Waiter) -> None:
+        """Takes a transaction to commit; `fence.admit` was asked before. The waiter is told later, on the loop.
 
         Raises:
-            NotOwner, Unavailable, Exhausted, Invalid: nothing was done.
-            Unknown: the outcome is not known.
+            NotOwner, Unavailable, Exhausted: nothing was done, and the waiter is told nothing.
         """
         replicated = Durability.REPLICATED in (self.spec.durability, options.durability)
         self._check_copies(replicated=replicated)
         if self._stopped is not None:
             raise self._stopped
-        size = transaction.size_bytes()
-        if (
-            len(self._queue) >= limits.QUEUE_TRANSACTIONS_MAX
-            or self._queue_bytes + size > limits.QUEUE_BYTES_MAX
-            or len(self._pending[replicated]) >= limits.UNCOMMITTED_TRANSACTIONS_MAX
-        ):
-            raise Exhausted("too many transactions are waiting for this partition")
-        request = Request(transaction, replicated, asyncio.get_running_loop().create_future(), size)
-        self._queue.append(request)
-        self._queue_bytes += size
-        self._kick()
-        try:
-            async with asyncio.timeout(limits.UNCLEAN_ANSWER_SECONDS):
-                return await request.future
-        except TimeoutError as error:
-            raise self._given_up(request) from error
+        if len(self._pending[replicated]) >= limits.UNCOMMITTED_TRANSACTIONS_MAX:
+            raise Exhausted("too many transactions wait for the standbys of this partition")
+        now = self._clock.now()
+        self._pipeline.submit(Request(transaction, replicated, waiter, transaction.size_bytes(), now))
+
+    async def submit(self, transaction: Transaction, options: Options) -> Committed:
+        """`begin`, and waits.
+
+        Raises:
+            NotOwner, Unavailable, Exhausted, Invalid: nothing was done.
+            Unknown: the outcome is not known.
+        """
+        future: asyncio.Future[Committed] = asyncio.get_running_loop().create_future()
+        self.begin(transaction, options, FutureWaiter(future))
+        return await future
+
+    def give_up_overdue(self) -> None:
+        """Answers what has waited for too long; called now and then."""
+        before = self._clock.now() - limits.UNCLEAN_ANSWER_SECONDS
+        waiting, writing = self._pipeline.overdue(before)
+        for request in waiting:
+            request.waiter.refused(Unavailable("the partition did not get to this request in time"))
+        for pending in writing:
+            pending.fail(Unknown("the disk of the owner did not answer in time"))
+        for queue in self._pending.values():
+            while queue and queue[0].request.since < before:
+                queue.popleft().fail(Unknown("the standbys did not confirm in time"))
 
     async def wait_committed(self, seq: int) -> None:
         """Waits until commit_seq >= seq. Raises what stopped the engine, if that comes first."""
@@ -142,6 +150,9 @@ class Engine:
             NotOwner: a higher epoch is promised here.
             Exhausted: the disk is full; try again.
         """
+        await self.replica.settled()  # what an earlier epoch of this shard was writing has ended
+        if self._stopped is not None:
+            raise self._stopped
         self.count([member for member in members if member != self.member])
         self.standbys_in_set = len(members) - 1
         last, now_ns = self.replica.last, self._clock.unix_ns
@@ -220,166 +231,91 @@ class Engine:
         if self._stopped is not None:
             return
         self._stopped = error
-        self.expire(error, Unknown("the ownership ended before the acknowledgement"))
-        self._refuse_waiting(error)
+        self._pipeline.end(error)
+        self._forget_pending(Unknown("the ownership ended before the acknowledgement"))
         self._changed.set()
 
     def expire(self, refusal: FenceKVError | None = None, unknown: Unknown | None = None) -> None:
         """The deadline has passed: no request that is under way can be acknowledged any more."""
-        refusal = refusal or NotOwner("the session's deadline has passed", epoch=self.epoch)
-        unknown = unknown or Unknown("the session's deadline passed before the acknowledgement")
-        for item in self._queue:
-            if isinstance(item, Request):
-                fail(item.future, refusal)
-        self._queue = deque(item for item in self._queue if isinstance(item, Internal))
-        self._queue_bytes = 0
+        self._pipeline.drop_requests(refusal or self._past_deadline())
+        self._forget_pending(unknown or Unknown("the session's deadline passed before the acknowledgement"))
+
+    def _past_deadline(self) -> NotOwner:
+        return NotOwner("the session's deadline has passed", epoch=self.epoch)
+
+    def _forget_pending(self, error: Unknown) -> None:
         for pending in self._pending.values():
             while pending:
-                fail(pending.popleft().future, unknown)
-
-    def _refuse_waiting(self, error: FenceKVError) -> None:
-        for item in self._queue:
-            if isinstance(item, Request):
-                fail(item.future, error)
-            elif not item.future.done():
-                item.future.set_exception(error)
-                item.future.exception()  # looked at: nobody may be waiting for it any more
-        self._queue.clear()
-        self._queue_bytes = 0
+                pending.popleft().fail(error)
 
     async def drained(self) -> None:
         """Waits until nothing is queued, running, or unconfirmed by a counted standby."""
         while True:
-            if self._running is not None:
-                await asyncio.wait([self._running])
-            elif self.replicated_seq < self.replica.last.seq or self.replica.commit_seq < self.replica.last.seq:
-                await self._change()
-            else:
-                return
             if self._stopped is not None:
                 raise self._stopped
+            last = self.replica.last.seq
+            if self._pipeline.idle and self.replicated_seq >= last and self.replica.commit_seq >= last:
+                return
+            await self._change()
 
     # -- rounds -----------------------------------------------------------------------------------------------
 
-    def _kick(self) -> None:
-        if self._running is None and self._queue and self._stopped is None:
-            self._running = asyncio.get_running_loop().create_task(self._run())
-
-    async def _run(self) -> None:
-        try:
-            while self._queue and self._stopped is None:
-                batch = self._take() if await self._make_room() else self._take_internal()
-                if batch:
-                    await self._round(batch)
-                elif self._queue and self._stopped is None:
-                    await self._change()  # nothing of the overlay is committed yet: standbys must confirm first
-        except DiskFull as error:
-            self._refuse_waiting(Exhausted(f"the disk of the owner is full: {error}"))
-        except Closed:
-            self.stop(NotOwner("this shard does not hold the partition any more", epoch=self.epoch))
-        except Exception as error:  # a failed commit, a disk that contradicts itself, a bug: stop the process
-            self.stop(NotOwner("an unexpected error on this shard", epoch=self.epoch))
-            self._on_fatal(error)
-        finally:
-            self._running = None
-            self._kick()
-
-    async def _make_room(self) -> bool:
-        """Applies what is committed while the overlay is full; whether there is room then."""
-        while self.replica.overlay_full:
-            if await self.replica.apply_step() == 0:
-                return not self.replica.overlay_full
-        return True
-
-    def _take_internal(self) -> list[Request | Internal]:
-        batch: list[Request | Internal] = [item for item in self._queue if isinstance(item, Internal)]
-        self._queue = deque(item for item in self._queue if isinstance(item, Request))
-        return batch
-
-    def _take(self) -> list[Request | Internal]:
-        batch: list[Request | Internal] = []
-        size = 0
-        while self._queue and len(batch) < limits.ROUND_TRANSACTIONS_MAX:
-            following = self._queue[0]
-            added = following.size_bytes if isinstance(following, Request) else 0
-            if batch and size + added > limits.ROUND_BYTES_MAX:
-                break
-            batch.append(self._queue.popleft())
-            size += added
-        self._queue_bytes = max(0, self._queue_bytes - size)
-        return batch
-
-    async def _round(self, batch: list[Request | Internal]) -> None:
-        if not self.within_deadline():
-            for item in batch:
-                if isinstance(item, Request):
-                    fail(item.future, NotOwner("the session's deadline has passed", epoch=self.epoch))
-            batch = [item for item in batch if isinstance(item, Internal)]
-        building = Round(self.replica, epoch=self.epoch, unix_ns=self._clock.unix_ns)
-        in_reserve = self.replica.in_reserve()
-        for item in batch:
-            if isinstance(item, Internal):
-                building.add_internal(item)
-            elif in_reserve and _puts(item.transaction):
-                fail(item.future, Exhausted("the disk of the owner is full: only deletes are taken"))
-            elif not item.future.done():
-                building.add(item)
-        if building.entries and not await self._commit(building):
-            return
-        self._after_fsync(building)
-
-    async def _commit(self, building: Round) -> bool:
-        try:
-            await self.replica.append_own(building.entries, epoch=self.epoch)
-        except PromiseMoved:
-            _fail_round(building, NotOwner("a newer epoch is promised here", epoch=self.epoch))
-            self.stop(NotOwner("a newer epoch is promised here", epoch=self.epoch))
-            self._on_deposed()
-            return False
-        except DiskFull as error:
-            _fail_round(building, Exhausted(f"the disk of the owner is full: {error}"))
-            return False
-        except Closed:
-            _fail_round(building, NotOwner("this shard does not hold the partition any more", epoch=self.epoch))
-            raise
-        except Exception as error:
-            _fail_round(building, Unknown("the commit failed: its outcome is not known"))
-            self.stop(NotOwner("a commit failed on this shard", epoch=self.epoch))
-            self._on_fatal(error)
-            return False
-        return True
-
-    def _after_fsync(self, building: Round) -> None:
-        self.rounds += 1
-        for internal, seq in building.internal:
-            if not internal.future.done():
-                internal.future.set_result(seq)
+    def refusal(self) -> FenceKVError | None:
+        """Gate 1, before a round."""
         if self._stopped is not None:
-            for request, _ in building.answers:
-                fail(request.future, Unknown("the ownership ended during the commit"))
+            return self._stopped
+        return None if self.within_deadline() else self._past_deadline()
+
+    def on_written(self, finished: Round) -> None:
+        """A round is durable here: its answers wait for commit_seq."""
+        self.rounds += 1
+        if self._stopped is not None:
+            finished.fail(Unknown("the ownership ended during the commit"))
             return
-        if building.entries:
-            self._round_ends.append(building.seq)
+        if finished.writes:
+            self._round_ends.append(finished.seq)
             if self._has_copies:
-                self._unshipped.append((building.seq, self._clock.now()))
+                self._unshipped.append((finished.seq, self._clock.now()))
         if self.within_deadline():
-            for request, pending in building.answers:
-                self._pending[request.replicated].append(pending)
+            for pending in finished.answers:
+                self._pending[pending.request.replicated].append(pending)
         else:
-            for request, _ in building.answers:
-                fail(request.future, Unknown("the session's deadline passed during the commit"))
-        if building.entries:
+            finished.fail(Unknown("the session's deadline passed during the commit"))
+        if finished.writes:
             self._on_growth()
         self.advance()
+
+    def on_failed(self, failed: Round, error: BaseException) -> FenceKVError:
+        """A round was not written, or nobody knows."""
+        if isinstance(error, DiskFull):
+            full = Exhausted(f"the disk of the owner is full: {error}")
+            failed.fail(full)
+            self._changed.set()
+            return full
+        if isinstance(error, PromiseMoved):
+            newer = NotOwner("a newer epoch is promised here", epoch=self.epoch)
+            failed.fail(newer)
+            self.stop(newer)
+            self._on_deposed()
+            return newer
+        if isinstance(error, Closed):
+            gone = NotOwner("this shard does not hold the partition any more", epoch=self.epoch)
+            failed.fail(gone)
+            self.stop(gone)
+            return gone
+        failed.fail(Unknown("the commit failed: its outcome is not known"))
+        self.on_broken(error)
+        return NotOwner("a commit failed on this shard", epoch=self.epoch)
+
+    def on_broken(self, error: BaseException) -> None:
+        """A failed commit, a disk that contradicts itself, a bug: the process ends."""
+        self.stop(NotOwner("a commit failed on this shard", epoch=self.epoch))
+        self._on_fatal(error)
 
     async def _append_internal(self, make: Callable[[int, int], Entry]) -> int:
         if self._stopped is not None:
             raise self._stopped
-        internal = Internal(make, asyncio.get_running_loop().create_future())
-        self._queue.append(internal)
-        self._changed.set()
-        self._kick()
-        return await internal.future
+        return await self._pipeline.submit_internal(make)
 
     # -- acknowledgement --------------------------------------------------------------------------------------
 
@@ -407,6 +343,7 @@ class Engine:
             self.replica.commit(reached)
             self._on_growth()
         self._acknowledge()
+        self._pipeline.refill()
         self._changed.set()
 
     def _replicated(self) -> int:
@@ -414,6 +351,7 @@ class Engine:
         return min((self.confirmed.get(member, -1) for member in self.counted), default=self.replica.last.seq)
 
     def _acknowledge(self) -> None:
+        given = 0
         for replicated, pending in self._pending.items():
             reached = self.replica.commit_seq
             if replicated:
@@ -424,12 +362,13 @@ class Engine:
                 continue
             while pending and pending[0].needs_seq <= reached:
                 item = pending.popleft()
-                if not self.within_deadline():
-                    fail(item.future, Unknown("the session's deadline passed before the acknowledgement"))
-                elif isinstance(item.answer, FenceKVError):
-                    fail(item.future, item.answer)
-                elif not item.future.done():
-                    item.future.set_result(item.answer)
+                if self.within_deadline():
+                    item.give()
+                    given += 1
+                else:
+                    item.fail(Unknown("the session's deadline passed before the acknowledgement"))
+        if given:
+            self._pipeline.answered(given)
 
     def _check_copies(self, *, replicated: bool) -> None:
         if replicated and self._too_few():
@@ -453,20 +392,21 @@ class Engine:
         copied_at = min(heard, self._unshipped[0][1] if self._unshipped else float("inf"))
         return self._clock.now() - copied_at > self.spec.unshipped_seconds_max
 
-    def _given_up(self, request: Request) -> FenceKVError:
-        if request in self._queue:
-            self._queue.remove(request)
-            self._queue_bytes = max(0, self._queue_bytes - request.size_bytes)
-            return Unavailable("the partition did not get to this request in time")
-        return Unknown("the standbys did not confirm in time")
 
+class FutureWaiter:
+    """A waiter for a coroutine."""
 
-def _puts(transaction: Transaction) -> bool:
-    return any(isinstance(part, Put) for part in (*transaction.then, *transaction.otherwise))
+    __slots__ = ("_future",)
 
+    def __init__(self, future: asyncio.Future[Committed]) -> None:
+        self._future = future
 
-def _fail_round(building: Round, error: FenceKVError) -> None:
-    for request, _ in building.answers:
-        fail(request.future, error)
-    for internal, _ in building.internal:
-        fail(internal.future, error)
+    def committed(self, answer: Committed) -> None:
+        """Gives the answer."""
+        if not self._future.done():
+            self._future.set_result(answer)
+
+    def refused(self, error: FenceKVError) -> None:
+        """Raises the error where the answer is awaited."""
+        if not self._future.done():
+            self._future.set_exception(error)

@@ -16,11 +16,12 @@ import aiohttp
 
 from fencekv import wire
 from fencekv.codec import decode_json
-from fencekv.errors import ERRORS, Invalid, Unavailable, Unknown, from_problem
+from fencekv.errors import ERRORS, Invalid, NotOwner, Unavailable, Unknown, from_problem
 from fencekv.token import Token, Version
 from fencekv.transport import Broken, Refused, Reply, send
 from fencekv_shard.api import Item, Options, Page, Range
-from fencekv_shard.calls import Answer, List
+from fencekv_shard.calls import List, Relayed
+from fencekv_shard.http_answers import HttpAnswer
 from fencekv_shard.limits import UNCLEAN_ANSWER_SECONDS
 from fencekv_shard.transaction import Record
 
@@ -70,7 +71,7 @@ class Forwarder:
         self._session = session
         self._pod = pod
 
-    async def relay(self, http: str, request: Received) -> Answer:
+    async def relay(self, http: str, request: Received) -> Relayed:
         """Has the shard at `http` answer a client's request.
 
         Raises:
@@ -80,13 +81,14 @@ class Forwarder:
         headers = {name: value for name, value in request.headers if name.lower() in _PASSED_ON}
         reply = await self._send(http, request.method, request.target, headers, request.body, write=request.write)
         back = {name: reply.headers[name] for name in _PASSED_BACK if name in reply.headers}
-        return Answer(
+        answer = HttpAnswer(
             status=reply.status,
             body=reply.body,
             content_type=reply.headers.get("Content-Type", wire.OCTETS),
             headers=back,
             outcome="ok" if reply.status < 400 else _OUTCOMES.get(reply.status, "Unknown"),
         )
+        return Relayed(reply=answer, owner_http=_owner_http(reply))
 
     async def page(self, http: str, call: List, index: int, span: Range, options: Options) -> Page:
         """A page of one partition from the shard at `http`.
@@ -122,6 +124,17 @@ class Forwarder:
             if write:
                 raise Unknown(f"the owner at {http} was asked and did not answer") from error
             raise Unavailable(f"the owner at {http} did not answer") from error
+
+
+def _owner_http(reply: Reply) -> str:
+    """The owner that a NotOwner names; empty: another answer, or it names none."""
+    if reply.status != NotOwner.default_status:
+        return ""
+    try:
+        document = decode_json(reply.body)
+    except Invalid:
+        return ""
+    return str(document.get("http") or "") if isinstance(document, dict) else ""
 
 
 def _document(http: str, reply: Reply) -> Mapping[str, Any]:

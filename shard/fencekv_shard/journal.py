@@ -266,8 +266,13 @@ def peak_leaves(count: int) -> list[tuple[int, int]]:
 
 def encode_record(record: JournalRecord) -> bytes:
     """The record's bytes on disk."""
-    assert len(record.nodes) <= _NODES_MAX, len(record.nodes)
-    return b"".join((record.leaf, record.chain, bytes((len(record.nodes),)), *record.nodes, record.entry))
+    return join_record(record.leaf, record.chain, record.nodes, record.entry)
+
+
+def join_record(leaf: bytes, chain: bytes, nodes: Sequence[bytes], entry: bytes) -> bytes:
+    """A record's bytes from its parts."""
+    assert len(nodes) <= _NODES_MAX, len(nodes)
+    return b"".join((leaf, chain, bytes((len(nodes),)), *nodes, entry))
 
 
 def decode_record(data: bytes) -> JournalRecord:

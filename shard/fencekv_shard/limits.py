@@ -25,12 +25,18 @@ HELD_SECONDS_MAX: Final = 2.0
 
 OVERLAY_ENTRIES_MAX: Final = 20_000  # journal entries not yet applied; then writers wait
 OVERLAY_BYTES_MAX: Final = 64 << 20
-APPLY_ENTRIES: Final = 2_000  # applied in one step
+REPLAY_SECONDS_MAX: Final = 1.0  # what replaying the overlay after a crash may take, by these estimates:
+REPLAY_ENTRY_SECONDS: Final = 40e-6
+REPLAY_BYTE_SECONDS: Final = 10e-9
+APPLY_ENTRIES: Final = 400  # applied in one step: rounds wait for its commit, a few milliseconds
+APPLY_WRITES: Final = 400  # keys that one step touches, unless a single entry has more
+APPLY_FILL: Final = 0.5  # of the overlay: above it one applies beside the rounds, below it when there are none
 APPLY_IDLE_SECONDS: Final = 0.5  # after the last round
 
 DISK_RESERVE_BYTES: Final = 64 << 20  # or DISK_RESERVE_SHARE, whichever is larger
 DISK_RESERVE_SHARE: Final = 0.05
-MAP_BYTES: Final = 16 << 30  # address space of one environment; files stay as small as their content
+MAP_BYTES: Final = 16 << 30  # what one environment may hold; files stay as small as their content
+MAP_RESERVE_PART: Final = 20  # one in so many is kept beyond it, for what frees room and keeps ownership going
 
 FRAME_BYTES_MAX: Final = 16 << 20
 SHIP_ENTRIES_MAX: Final = 1024  # in one append message
@@ -48,3 +54,8 @@ DRAIN_SECONDS: Final = 20.0  # for all planned moves at SIGTERM
 FRESH_SECONDS_MAX: Final = 2.0  # a read waits this long for its minimum token
 UNCLEAN_ANSWER_SECONDS: Final = 10.0  # a request whose standbys do not confirm is answered Unknown after this
 WRITER_THREADS: Final = 4
+WRITER_STUCK_SECONDS: Final = 1.0  # then a thread is set aside and a fresh one takes its place
+WRITER_THREADS_MAX: Final = 64  # those set aside included
+GATHER_SECONDS_MAX: Final = 0.0002  # a round waits this long for clients that were just answered,
+GATHER_SHARE: Final = 0.25  # or this part of the last commit's time, whichever is less,
+GATHER_TURNS_MAX: Final = 40  # and so many turns of the loop at most

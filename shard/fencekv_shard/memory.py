@@ -1,6 +1,7 @@
 """What a pod remembers on its volume besides its replicas: renewals, and whose records are suspect.
 
 Invariants:
+  * Nothing is read or written before the data folder is this process's alone, which lasts to its end.
   * The remembered renewal never falls. It is written after the renewal was carried out, so that a Lease that
     shows less was deleted or put back to an earlier copy.
   * A partition is suspect until a grant of it with a higher epoch has been seen.
@@ -8,19 +9,21 @@ Invariants:
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import json
 import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Final
+
+from fencekv.clock import Clock
 
 logger = logging.getLogger(__name__)
 
-
-class DataFolderInUse(Exception):
-    """Another process holds the data folder: an older one that still drains, or a volume attached twice."""
+FOLDER_RETRY_SECONDS: Final = 0.2
+FOLDER_WARNING_SECONDS: Final = 10.0
 
 
 class PodMemory:
@@ -32,13 +35,25 @@ class PodMemory:
     """
 
     def __init__(self, folder: Path, *, epochs: Callable[[], Mapping[str, int]]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
         self._path = folder / "renewal.json"
         self._epochs = epochs
-        self._lock = _locked(folder / "shard.lock")
+        self._lock: IO[bytes] | None = None  # None: not opened yet, or closed.
+        self.renewal = 0
+        self._suspects: dict[str, int] = {}
+
+    async def open(self, clock: Clock) -> None:
+        """Waits until no other process holds the folder, and reads what is remembered there.
+
+        The other one is an older process that still drains, after its pod was deleted by force, or that of another
+        node, if a volume is attached twice. Ending instead would only make the kubelet wait ever longer between
+        attempts.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._lock = await _locked(self._folder / "shard.lock", clock)
         stored = self._read()
-        self.renewal: int = stored.get("renewal", 0)
-        self._suspects: dict[str, int] = stored.get("suspect", {})
+        self.renewal = stored.get("renewal", 0)
+        self._suspects = stored.get("suspect", {})
 
     def remember(self, renewal: int) -> None:
         """Stores the number of a renewal that was carried out.
@@ -71,8 +86,10 @@ class PodMemory:
                 logger.error("%s: end of suspicion not remembered: %s", uid, error)
 
     def close(self) -> None:
-        """Lets go of the folder."""
-        self._lock.close()
+        """Lets go of the folder, if it was obtained."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def _read(self) -> dict[str, Any]:
         try:
@@ -86,6 +103,7 @@ class PodMemory:
         return dict(stored)
 
     def _write(self, *, sync: bool = False) -> None:
+        assert self._lock is not None, f"{self._folder} is not ours"
         beside = self._path.with_suffix(".new")
         with beside.open("w") as file:
             json.dump({"renewal": self.renewal, "suspect": self._suspects}, file)
@@ -97,14 +115,31 @@ class PodMemory:
             _sync_folder(self._path.parent)
 
 
-def _locked(path: Path) -> IO[bytes]:
+async def _locked(path: Path, clock: Clock) -> IO[bytes]:
     file = path.open("ab")
+    began = clock.now()
+    warned = None  # None: not yet; the first warning comes at once.
+    try:
+        while not _lock_at_once(file):
+            now = clock.now()
+            if warned is None or now - warned >= FOLDER_WARNING_SECONDS:
+                logger.warning("%s is in use by another process: waited %.0f s", path.parent, now - began)
+                warned = now
+            await asyncio.sleep(FOLDER_RETRY_SECONDS)
+    except BaseException:
+        file.close()
+        raise
+    if warned is not None:
+        logger.info("%s is free after %.1f s", path.parent, clock.now() - began)
+    return file
+
+
+def _lock_at_once(file: IO[bytes]) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        raise DataFolderInUse(f"{path.parent} is in use by another process") from error
-    return file
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _sync_folder(path: Path) -> None:

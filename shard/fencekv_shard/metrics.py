@@ -16,6 +16,10 @@ _REPLICA_GAUGES: Final = (
     ("fencekv_partition_commit_seq", "commitSeq", "Last journal entry known to be committed."),
     ("fencekv_partition_applied_seq", "appliedSeq", "Last journal entry that is in the tables."),
     ("fencekv_partition_serving", "serving", "1 if this replica serves as owner."),
+    ("fencekv_partition_open_seconds", "openSeconds", "How long opening took, replay included."),
+    ("fencekv_partition_replayed_entries", "replayedEntries", "Journal entries replayed by opening."),
+    ("fencekv_partition_overlay_entries", "overlayEntries", "Journal entries in memory, not yet in the tables."),
+    ("fencekv_partition_overlay_bytes", "overlayBytes", "Bytes of them."),
 )
 
 
@@ -43,6 +47,7 @@ class Metrics:
         lines.append(f"fencekv_ready {int(ready)}")
         lines += _family("fencekv_session_renewal", "gauge", "Number of the session's last renewal.")
         lines.append(f"fencekv_session_renewal {_number(report.get('renewal'))}")
+        lines += _lateness(report.get("renewalLateness"))
         lines += _replicas(report.get("replicas") or [])
         return "\n".join(lines) + "\n"
 
@@ -52,9 +57,21 @@ def _replicas(replicas: Iterable[Mapping[str, Any]]) -> list[str]:
     for name, member, text in _REPLICA_GAUGES:
         lines += _family(name, "gauge", text)
         for replica in replicas:
+            if member not in replica:
+                continue  # only an owner has it
             labels = f'partition="{_label(replica.get("partition"))}",role="{_label(replica.get("role"))}"'
             lines.append(f"{name}{{{labels}}} {_number(replica.get(member))}")
     return lines
+
+
+def _lateness(told: Mapping[str, Any] | None) -> list[str]:
+    if told is None:
+        return []
+    name = "fencekv_session_renewal_lateness_seconds"
+    lines = _family(name, "histogram", "How long after it was due a renewal was sent.")
+    lines += [f'{name}_bucket{{le="{bound:g}"}} {count}' for bound, count in told["buckets"]]
+    lines.append(f'{name}_bucket{{le="+Inf"}} {told["count"]}')
+    return [*lines, f"{name}_sum {told['sum']:.6f}", f"{name}_count {told['count']}"]
 
 
 def _family(name: str, kind: str, text: str) -> list[str]:
@@ -65,5 +82,5 @@ def _label(value: object) -> str:
     return str(value or "").replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 
 
-def _number(value: object) -> int:
-    return int(value) if isinstance(value, int | float) else 0
+def _number(value: object) -> str:
+    return f"{value:.6f}" if isinstance(value, float) else str(int(value) if isinstance(value, int) else 0)

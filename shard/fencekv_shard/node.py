@@ -27,9 +27,8 @@ from fencekv.informer import Informer
 from fencekv.kube import KV_NAMESPACES, KV_PARTITIONS, LEASES, Kube, KubeError, Unclear
 from fencekv.leases import PartitionLease, Session, SessionLease
 from fencekv_shard import folder, limits
-from fencekv_shard.api import Partition as ApiPartition
 from fencekv_shard.api import Route, Table
-from fencekv_shard.executor import Executor
+from fencekv_shard.executor import Executor, run
 from fencekv_shard.feed import Feeds
 from fencekv_shard.fence import Role
 from fencekv_shard.links import Links
@@ -70,7 +69,7 @@ class Node:
         kube: Kube,
         clock: Clock,
         transport: Transport,
-        executor_of: Callable[[str], Executor],
+        executor: Executor,
         new_id: Callable[[], str],
         on_fatal: Callable[[BaseException], None],
     ) -> None:
@@ -98,7 +97,7 @@ class Node:
             session=self.session,
             memory=self._memory,
             folder=self._folder,
-            executor_of=executor_of,
+            executor=executor,
             new_id=new_id,
             follow=self._links,
             spawn=self._spawn,
@@ -113,6 +112,7 @@ class Node:
         )
         self._specs: dict[str, PartitionSpec] = {}  # of all partitions of the namespace, by UID
         self._tables: dict[str, dict[int, PartitionSpec]] = {}
+        self._made_tables: dict[str, Table] = {}  # what `_tables` says, in the form that requests use
         self._partitions: dict[str, Partition] = {}  # the replicas on this shard, by UID
         self._stored: dict[str, Replica] = {}  # opened at the start, their KVPartition not seen yet
         self._raw_leases: dict[str, dict[str, Any]] = {}  # by partition UID
@@ -138,7 +138,8 @@ class Node:
     # -- life -------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Opens what lies on disk, listens for followers, and takes the session."""
+        """Waits for the data folder, opens what lies there, listens for followers, and takes the session."""
+        await self._memory.open(self._clock)
         await asyncio.gather(*(self._open_stored(uid) for uid in folder.uids(self._folder)))
         self._listener = await self._transport.listen(self.config.peer, self._feeds.serve)
         self._spawn(self._settings.run())
@@ -199,6 +200,12 @@ class Node:
 
     def table(self, name: str) -> Table:
         """A table as its partitions describe it."""
+        made = self._made_tables.get(name)
+        if made is None:
+            made = self._made_tables[name] = self._make_table(name)
+        return made
+
+    def _make_table(self, name: str) -> Table:
         specs = self._tables.get(name)
         if not specs and not all(informer.synced.is_set() for informer in self._informers):
             raise Unavailable("this shard has just begun: it does not know the tables yet")
@@ -230,15 +237,19 @@ class Node:
         http = seen.owner_http if owner else ""
         return Route(partition=name, index=index, epoch=seen.epoch, owner=owner, http=http, local=local)
 
-    def local(self, table: str, index: int) -> ApiPartition | None:
+    def local(self, table: str, index: int) -> Partition | None:
         """The replica on this shard."""
         spec = self._tables.get(table, {}).get(index)
         return self._partitions.get(spec.uid) if spec else None
 
+    def holding(self, table: str, index: int) -> bool:
+        """Whether `hold` would wait."""
+        partition = self.local(table, index)
+        return partition is not None and partition.holding
+
     async def hold(self, table: str, index: int) -> None:
         """Waits while a planned move is under way."""
-        spec = self._tables.get(table, {}).get(index)
-        partition = self._partitions.get(spec.uid) if spec else None
+        partition = self.local(table, index)
         if partition is not None:
             await partition.hold()
 
@@ -281,6 +292,7 @@ class Node:
             self._forget(spec)
             return
         self._specs[spec.uid] = spec
+        self._made_tables.pop(spec.table, None)
         self._tables.setdefault(spec.table, {})[spec.index] = spec
         partition = self._partitions.get(spec.uid)
         if partition is not None:
@@ -331,7 +343,7 @@ class Node:
         for uid in sorted(self._stored.keys() - self._specs.keys()):
             logger.warning("%s: no KVPartition has this UID any more; its files are kept", uid)
             await self._stored.pop(uid).close()
-            await self._around.executor_of(uid).run(partial(Replica.retain, self._folder, uid))
+            await run(self._around.executor, partial(Replica.retain, self._folder, uid))
 
     async def _open(self, spec: PartitionSpec) -> None:
         try:
@@ -354,7 +366,7 @@ class Node:
             partition.lease_changed(raw)
 
     async def _open_replica(self, uid: str) -> Replica:
-        executor, new_id = self._around.executor_of(uid), self._around.new_id
+        executor, new_id = self._around.executor, self._around.new_id
         try:
             return await Replica.open(self._folder, uid, executor=executor, new_id=new_id)
         except Corrupt as error:
@@ -363,6 +375,7 @@ class Node:
 
     def _forget(self, spec: PartitionSpec) -> None:
         self._specs.pop(spec.uid, None)
+        self._made_tables.pop(spec.table, None)
         self._opening.discard(spec.uid)
         self._raw_leases.pop(spec.uid, None)
         self._seen_leases.pop(spec.uid, None)
@@ -379,7 +392,7 @@ class Node:
         """A KVPartition was deleted: its files go, or stay marked, by its deletionPolicy."""
         await partition.close()
         files = Replica.retain if partition.spec.keep_data else Replica.discard
-        await self._around.executor_of(partition.spec.uid).run(lambda: files(self._folder, partition.spec.uid))
+        await run(self._around.executor, lambda: files(self._folder, partition.spec.uid))
 
     # -- loops ------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,8 @@
 """The part of the journal that the derived tables do not hold yet, in memory. Pure.
 
 Invariants:
-  * It holds exactly the entries above applied_seq, in order and without a gap.
+  * It holds exactly the entries above applied_seq, in order and without a gap: those of rounds that are being
+    built or written at the end.
   * Its indexes are functions of those entries.
 """
 
@@ -15,7 +16,6 @@ from fencekv_shard import limits
 from fencekv_shard.journal import Entry
 from fencekv_shard.transaction import Put, Write
 
-STEP_WRITES_MAX: Final = 20_000  # keys that one apply step touches, unless a single entry has more
 _ENTRY_BYTES: Final = 400  # what an entry takes in memory besides keys and values, roughly
 
 
@@ -41,23 +41,38 @@ class Overlay:
     @property
     def full(self) -> bool:
         """Whether writers should wait until some of it is applied."""
-        return len(self._entries) >= limits.OVERLAY_ENTRIES_MAX or self.size_bytes >= limits.OVERLAY_BYTES_MAX
+        return self.fill >= 1.0
+
+    @property
+    def fill(self) -> float:
+        """How full it is, by the nearest limit: entries, bytes, or the time that replaying it would take."""
+        seconds = len(self._entries) * limits.REPLAY_ENTRY_SECONDS + self.size_bytes * limits.REPLAY_BYTE_SECONDS
+        return max(
+            len(self._entries) / limits.OVERLAY_ENTRIES_MAX,
+            self.size_bytes / limits.OVERLAY_BYTES_MAX,
+            seconds / limits.REPLAY_SECONDS_MAX,
+        )
 
     def extend(self, entries: Iterable[Entry]) -> None:
         """Adds the entries that follow the last one."""
         for entry in entries:
-            assert entry.seq == self.applied_seq + len(self._entries) + 1, (entry.seq, self.applied_seq)
-            self._entries[entry.seq] = entry
-            self.size_bytes += entry_bytes(entry)
-            for index, write in enumerate(entry.writes):
-                changes = self._changes.get(write.key)
-                if changes is None:
-                    self._changes[write.key] = [(entry.seq, index)]
-                    self._added.add(write.key)
-                else:
-                    changes.append((entry.seq, index))
-            if entry.idempotency is not None:
-                self._idempotency[entry.idempotency[0]] = entry.seq
+            self.add(entry)
+
+    def add(self, entry: Entry) -> None:
+        """Adds the entry that follows the last one."""
+        seq = entry.seq
+        assert seq == self.applied_seq + len(self._entries) + 1, (seq, self.applied_seq)
+        self._entries[seq] = entry
+        self.size_bytes += entry_bytes(entry)
+        for index, write in enumerate(entry.writes):
+            changes = self._changes.get(write.key)
+            if changes is None:
+                self._changes[write.key] = [(seq, index)]
+                self._added.add(write.key)
+            else:
+                changes.append((seq, index))
+        if entry.idempotency is not None:
+            self._idempotency[entry.idempotency[0]] = seq
 
     def entry(self, seq: int) -> Entry | None:
         """An entry; None: it is applied, or not there yet."""
@@ -75,10 +90,15 @@ class Overlay:
         last = min(commit_seq, self.applied_seq + min(len(self._entries), limits.APPLY_ENTRIES))
         for seq in range(self.applied_seq + 1, last + 1):
             writes += len(self._entries[seq].writes)
-            if taken and writes > STEP_WRITES_MAX:
+            if taken and writes > limits.APPLY_WRITES:
                 break
             taken.append(self._entries[seq])
         return taken
+
+    @property
+    def last_seq(self) -> int:
+        """The seq of its last entry; applied_seq if it is empty."""
+        return self.applied_seq + len(self._entries)
 
     def holds(self, key: str) -> bool:
         """Whether any entry here changes the key."""

@@ -133,6 +133,7 @@ class Owned:
             stranger = member not in engine.counted and member not in self.membership.members
             if stranger and follower.feed is None:
                 del self.followers[member]
+        engine.give_up_overdue()
         engine.advance()
         if not self._closing:
             self._consider_set()

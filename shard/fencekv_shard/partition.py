@@ -25,6 +25,7 @@ from fencekv.leases import PartitionLease, pod_of
 from fencekv.token import Token
 from fencekv_shard import api, limits
 from fencekv_shard.api import Committed, Consistency, Durability, Options
+from fencekv_shard.applier import Applier
 from fencekv_shard.engine import Engine
 from fencekv_shard.executor import Executor
 from fencekv_shard.fence import Event, Fence, Role
@@ -67,7 +68,7 @@ class Surroundings:
     session: SessionKeeper
     memory: PodMemory
     folder: Path
-    executor_of: Callable[[str], Executor]
+    executor: Executor
     new_id: Callable[[], str]
     follow: Follow
     spawn: Spawn
@@ -88,8 +89,9 @@ class Partition:
         self._held = 0  # requests that wait for the end of a move
         self._route_changed = asyncio.Event()
         self._progress = asyncio.Event()
-        self._applying = False
-        self._apply_timer: asyncio.TimerHandle | None = None
+        self._applier = Applier(
+            name=spec.name, replica=lambda: self.replica, spawn=around.spawn, on_fatal=around.on_fatal
+        )
         self._replica_changes = asyncio.Lock()  # a replica is not exchanged while it is being granted
         self._closed = False
 
@@ -113,6 +115,31 @@ class Partition:
         )
 
     # -- requests ---------------------------------------------------------------------------------------------
+
+    def begin(self, transaction: Transaction, options: Options, waiter: api.Waiter) -> None:
+        """Takes a validated transaction as the owner, if nothing has to be waited for."""
+        owned = self._admit(options)
+        self._check_fresh(options)
+        owned.engine.begin(transaction, options, waiter)
+
+    def read_now(self, key: str, options: Options) -> api.ReadAnswer:
+        """Reads a key, if nothing has to be waited for."""
+        primary = options.consistency is Consistency.PRIMARY
+        if primary:
+            self._admit(options)
+        if self.replica.closed:
+            raise Unavailable(f"{self.name}: its replica here is not open")
+        self._check_fresh(options)
+        record = self.replica.read(key, self.replica.commit_seq)
+        answer = api.ReadAnswer(record=record, token=self.token())
+        if primary:
+            self._admit(options)
+        return answer
+
+    def _check_fresh(self, options: Options) -> None:
+        token = options.min_token
+        if token is not None and judge(token, at=self.token(), ends=self.replica.ends) is not Freshness.SATISFIED:
+            raise api.MustWait
 
     async def submit(self, transaction: Transaction, options: Options) -> Committed:
         """Commits a validated transaction as the owner."""
@@ -367,6 +394,11 @@ class Partition:
             self._moving = False
             self._route_changed.set()
 
+    @property
+    def holding(self) -> bool:
+        """Whether `hold` would wait."""
+        return self._between_owners
+
     async def hold(self) -> None:
         """Waits while a planned move is under way, or an epoch is being opened, and no other owner is known."""
         if not self._between_owners or self._held >= limits.HELD_REQUESTS_MAX:
@@ -394,7 +426,7 @@ class Partition:
             promised, around = self.replica.promised, self._around
             if promised != epoch or self.fence.role is not Role.STANDBY:
                 return
-            uid, executor = self.spec.uid, around.executor_of(self.spec.uid)
+            uid, executor = self.spec.uid, around.executor
             await self.replica.close()
             try:
                 self.replica = await Replica.reseed(
@@ -421,32 +453,7 @@ class Partition:
 
     def _progressed(self) -> None:
         self._progress.set()
-        if self._applying or self._closed or not self.replica.needs_apply:
-            return
-        if self.replica.commit_seq - self.replica.applied_seq >= limits.APPLY_ENTRIES:
-            self._apply_now()
-        elif self._apply_timer is None:
-            loop = asyncio.get_running_loop()
-            self._apply_timer = loop.call_later(limits.APPLY_IDLE_SECONDS, self._apply_now)
-
-    def _apply_now(self) -> None:
-        if self._apply_timer is not None:
-            self._apply_timer.cancel()
-            self._apply_timer = None
-        if not self._applying and not self._closed:
-            self._applying = True
-            self._around.spawn(self._apply())
-
-    async def _apply(self) -> None:
-        try:
-            while not self._closed and await self.replica.apply_step() > 0:
-                pass
-        except (DiskFull, Closed) as error:
-            logger.warning("%s: not applied: %s", self.name, error)
-        except CommitFailed as error:
-            self._around.on_fatal(error)
-        finally:
-            self._applying = False
+        self._applier.progressed()
 
     # -- life -------------------------------------------------------------------------------------------------
 
@@ -460,8 +467,7 @@ class Partition:
     async def close(self) -> None:
         """Ends it on this shard; the files stay."""
         self._closed = True
-        if self._apply_timer is not None:
-            self._apply_timer.cancel()
+        self._applier.stop()
         self._around.follow.unfollow(self)
         self._depose(NotOwner("this shard does not hold the partition any more"))
         self._route_changed.set()

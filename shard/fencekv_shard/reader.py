@@ -20,7 +20,8 @@ from fencekv_shard import journal
 from fencekv_shard.api import Change
 from fencekv_shard.journal import Entry
 from fencekv_shard.overlay import Overlay, entry_bytes
-from fencekv_shard.store import Corrupt, Store, Where
+from fencekv_shard.rows import Where
+from fencekv_shard.store import Corrupt, Store
 from fencekv_shard.transaction import Put, Record, Write
 
 _PAGE_KEYS: Final = 256

@@ -3,9 +3,11 @@
 The owner's engine and a standby's replication both work on this. It decides nothing about ownership.
 
 Invariants:
-  * What the properties show is durable (commit_seq excepted). They change on the event loop, after the write.
+  * What the properties show is durable (commit_seq and what is staged excepted). They change on the event loop,
+    after the write.
   * One write transaction at a time, and a write once begun is carried to its end, also if its caller is
     cancelled: memory never lags behind the disk.
+  * What is staged, and on no disk yet, lies in the overlay above last.seq; only a round's evaluation sees it.
   * applied_seq <= commit_seq <= last.seq; what is applied can no longer be cut off.
 """
 
@@ -25,13 +27,14 @@ from fencekv_shard import folder as files
 from fencekv_shard import journal, limits
 from fencekv_shard.api import Change
 from fencekv_shard.audit import audit, checked_tail, peaks_at
-from fencekv_shard.executor import Executor
+from fencekv_shard.executor import Executor, Lane, run
 from fencekv_shard.folder import Lock
 from fencekv_shard.journal import Entry, InSync
 from fencekv_shard.overlay import Overlay
 from fencekv_shard.reader import Reader
-from fencekv_shard.state import NOTHING, EpochEnd, Position, State, appended, successor_problem, truncated
-from fencekv_shard.store import BelowApplied, Corrupt, PromiseMoved, StalePromise, StorageError, Store, batch_of
+from fencekv_shard.rows import batch_of
+from fencekv_shard.state import NOTHING, EpochEnd, Growth, Position, State, successor_problem, truncated
+from fencekv_shard.store import BelowApplied, Corrupt, Prepared, PromiseMoved, StalePromise, StorageError, Store
 from fencekv_shard.transaction import Record
 
 T = TypeVar("T")
@@ -60,7 +63,7 @@ class Replica:
         self._overlay = Overlay(store.state.applied_seq)
         self._overlay.extend(tail)
         self._reader = Reader(store, self._overlay)
-        self._writing = asyncio.Lock()
+        self._lane = Lane()
         self._tasks: set[asyncio.Task[object]] = set()
         self._closed = False
 
@@ -112,7 +115,7 @@ class Replica:
                 store.close()
                 lock.release()
 
-        opening = asyncio.ensure_future(executor.run(work))
+        opening = asyncio.ensure_future(run(executor, work))
         try:
             lock, store, tail = await asyncio.shield(opening)
         except asyncio.CancelledError:
@@ -125,7 +128,7 @@ class Replica:
 
         async def step() -> None:
             self._closed = True
-            await self._executor.run(self._store.close)
+            await run(self._executor, self._store.close)
             self._lock.release()
 
         if not self._closed:
@@ -213,9 +216,14 @@ class Replica:
         """Whether writers should wait for apply steps."""
         return self._overlay.full
 
+    @property
+    def overlay_fill(self) -> float:
+        """How full the overlay is, 1.0: writers wait."""
+        return self._overlay.fill
+
     def in_reserve(self) -> bool:
         """Whether the disk is so full that only what frees room, or keeps ownership going, may be written."""
-        return self._store.in_reserve()
+        return not self._closed and self._store.in_reserve()
 
     def root(self) -> bytes:
         """The root of the Merkle mountain range over the whole journal."""
@@ -234,7 +242,7 @@ class Replica:
             if epoch < self.promised:  # raised by another task meanwhile
                 raise StalePromise(epoch, self.promised)
             if epoch > self.promised:
-                self._state = await self._executor.run(partial(self._store.promise, epoch))
+                self._state = await self._written(self._store.promise(epoch))
 
         if epoch < self.promised:
             raise StalePromise(epoch, self.promised)
@@ -246,7 +254,7 @@ class Replica:
 
         async def step() -> None:
             if epoch > self.closed_epoch:
-                self._state = await self._executor.run(partial(self._store.close_epoch, epoch))
+                self._state = await self._written(self._store.close_epoch(epoch))
 
         await self._exclusively(step)
 
@@ -266,6 +274,71 @@ class Replica:
 
         if pairs:
             await self._exclusively(step)
+
+    # -- rounds of an owner: staged first, then appended by callback -------------------------------------------
+
+    def stage(self, entry: Entry, growth: Growth) -> None:
+        """Adds an entry to a round that is being built. Reads of later requests see it, nobody else does."""
+        growth.add(entry, journal.encode_entry(entry))
+        self._overlay.add(entry)
+
+    def unstage(self, seq: int) -> None:
+        """Forgets what was staged above `seq`."""
+        assert seq >= self.last.seq, (seq, self.last)
+        if self._overlay.last_seq > seq:
+            self._overlay.cut(seq)
+
+    def read_staged(self, key: str, at: int | None = None) -> Record | None:
+        """What a key holds after all that is staged, or at a seq of it."""
+        return self._reader.read(key, self._overlay.last_seq if at is None else at)
+
+    def entry_staged(self, seq: int) -> Entry:
+        """An entry, one that is staged included."""
+        return self._reader.entry(seq)
+
+    def growth(self) -> Growth:
+        """Nothing yet, behind what is durable. Nothing may be staged or be under way."""
+        assert self._overlay.last_seq == self.last.seq, (self._overlay.last_seq, self.last)
+        return Growth.behind(self._state)
+
+    async def settled(self) -> None:
+        """Waits until what is being written now has ended."""
+        await self._lane.entered()
+        self._lane.leave()
+
+    def enter(self, begin: Callable[[], None]) -> None:
+        """Calls `begin` once nothing is being written here; it must come to `append_staged` or `leave`."""
+        self._lane.enter(begin)
+
+    def leave(self) -> None:
+        """Lets the next write begin."""
+        self._lane.leave()
+
+    def append_staged(self, growth: Growth, *, epoch: int, done: Callable[[BaseException | None], None]) -> None:
+        """Appends a round, from within `enter`; then leaves, and calls `done` on the loop.
+
+        `done` gets None, or PromiseMoved, DiskFull, Closed, Corrupt (nothing was written), or CommitFailed.
+        """
+
+        def finished(state: State | None, error: BaseException | None) -> None:
+            if error is None:
+                assert state is not None
+                self._state = state
+            self._lane.leave()
+            done(error)
+
+        try:
+            if self._closed:
+                raise Closed(f"{self.uid}: closed")
+            self._check_promise(epoch)
+            state = growth.onto(self._state, commit_seq=self._commit_seq)
+            prepared = self._store.append(growth.records, state, promised=epoch)
+        except StorageError as error:
+            finished(None, error)
+        else:
+            self._executor.submit(prepared.commit, finished)
+
+    # -- rounds of another owner --------------------------------------------------------------------------------
 
     async def append_copied(self, raw: Sequence[bytes], *, epoch: int, chain: bytes | None = None) -> int:
         """Appends entries as the owner of `epoch` sent them; durable when it returns. Gives the last one's seq.
@@ -296,14 +369,24 @@ class Replica:
     async def _append(
         self, pairs: Sequence[tuple[Entry, bytes]], epoch: int, *, chain: bytes | None = None
     ) -> None:
-        if self.promised != epoch or self.closed_epoch >= epoch:  # cheap; the store asks the disk once more
-            raise PromiseMoved(epoch, promised=self.promised, closed=self.closed_epoch)
-        state, records = appended(self._state, pairs, commit_seq=self._commit_seq)
-        if chain is not None and chain != state.chain:
+        self._check_promise(epoch)
+        assert self._overlay.last_seq == self.last.seq, (self._overlay.last_seq, self.last)
+        growth = Growth.behind(self._state)
+        for entry, data in pairs:
+            growth.add(entry, data)
+        if chain is not None and chain != growth.chain:
             raise Invalid("entries: their chain hash is not the one that the owner has", field="entries")
-        await self._executor.run(partial(self._store.append, records, state, promised=epoch))
-        self._state = state
+        state = growth.onto(self._state, commit_seq=self._commit_seq)
+        self._state = await self._written(self._store.append(growth.records, state, promised=epoch))
         self._overlay.extend(entry for entry, _ in pairs)
+
+    def _check_promise(self, epoch: int) -> None:
+        """Cheap; the store asks the disk once more."""
+        if self.promised != epoch or self.closed_epoch >= epoch:
+            raise PromiseMoved(epoch, promised=self.promised, closed=self.closed_epoch)
+
+    async def _written(self, prepared: Prepared) -> State:
+        return await run(self._executor, prepared.commit)
 
     def commit(self, seq: int) -> None:
         """Entries up to `seq` are committed. Held in memory; written with the next append or apply step."""
@@ -322,8 +405,7 @@ class Replica:
             if entries:
                 applied = entries[-1].seq
                 state = replace(self._state, applied_seq=applied, commit_seq=self._commit_seq)
-                await self._executor.run(lambda: self._store.apply(batch_of(entries), state))
-                self._state = state
+                self._state = await self._written(self._store.apply(batch_of(entries), state))
                 self._overlay.drop_applied(applied)
             return self._commit_seq - self.applied_seq
 
@@ -351,16 +433,16 @@ class Replica:
                 raise BelowApplied(f"cut at {seq}, applied up to {self.applied_seq}")
             cut = self._overlay.above(seq)
             last = self.position_at(seq)  # here, for it may fill the loop's cache
-            path, state = await self._executor.run(lambda: self._cut(last, cut, epoch))
-            self._state = state
+            path, state = await run(self._executor, lambda: self._set_aside(last, cut))
+            self._state = await self._written(self._store.cut(seq, state, promised=epoch))
             self._commit_seq = min(self._commit_seq, seq)
             self._overlay.cut(seq)
             return path
 
         return await self._exclusively(step)
 
-    def _cut(self, last: Position, cut: Sequence[Entry], epoch: int) -> tuple[Path, State]:
-        """Runs in the writer's thread; nothing else writes meanwhile."""
+    def _set_aside(self, last: Position, cut: Sequence[Entry]) -> tuple[Path, State]:
+        """Writes the entries `cut` to a file; gives the state without them. Runs in a thread, nothing writes."""
         seq = last.seq
         base = replace(self._state, commit_seq=self._commit_seq)
         in_sync = None
@@ -377,9 +459,7 @@ class Replica:
         records = self._store.records(seq + 1, count_max=len(cut), bytes_max=2**63)
         assert len(records) == len(cut), (len(records), len(cut))
         data = b"".join(encode(record) for record in records)
-        path = files.write_tail(self._folder, self.uid, epoch=cut[0].epoch, seq=seq + 1, data=data)
-        self._store.cut(seq, state, promised=epoch)
-        return path, state
+        return files.write_tail(self._folder, self.uid, epoch=cut[0].epoch, seq=seq + 1, data=data), state
 
     def _in_sync_at(self, seq: int) -> InSync | None:
         """The last change of the in-sync set up to `seq`; None: there was none."""
@@ -397,7 +477,7 @@ class Replica:
         """
 
         async def step() -> None:
-            await self._executor.run(partial(audit, self._store))
+            await run(self._executor, partial(audit, self._store))
 
         await self._exclusively(step)
 
@@ -405,10 +485,13 @@ class Replica:
         """Runs one write to its end, also if the caller is cancelled: a thread cannot be called back."""
 
         async def locked() -> T:
-            async with self._writing:
+            await self._lane.entered()
+            try:
                 if self._closed:
                     raise Closed(f"{self.uid}: closed")
                 return await step()
+            finally:
+                self._lane.leave()
 
         task = asyncio.ensure_future(locked())
         self._tasks.add(task)

@@ -7,6 +7,7 @@ import gc
 import logging
 import secrets
 import signal
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
@@ -15,6 +16,7 @@ from fencekv.access import NoAccess, in_cluster
 from fencekv.clock import SystemClock
 from fencekv.kube import HttpKube
 from fencekv.leases import MalformedLease, Session
+from fencekv_shard import limits
 from fencekv_shard.executor import WriterThreads
 from fencekv_shard.node import Node, NodeConfig
 from fencekv_shard.peer import TcpTransport
@@ -24,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 # Few objects of a shard die in cycles; the default threshold stops the loop often for nothing.
 GC_THRESHOLD: Final = 50_000
+# A thread that comes back from the disk must not wait for a busy loop as long as a commit takes.
+SWITCH_SECONDS: Final = 0.0005
 
 
 class BadConfiguration(Exception):
@@ -57,7 +61,7 @@ async def serve(environment: Mapping[str, str], *, on_fatal: Callable[[BaseExcep
     """Serves until SIGTERM, then drains; or until the session is over.
 
     Raises:
-        BadConfiguration, DataFolderInUse: it cannot begin.
+        BadConfiguration: it cannot begin.
         SessionOver: the session ended; another process must take over.
     """
     try:
@@ -66,7 +70,10 @@ async def serve(environment: Mapping[str, str], *, on_fatal: Callable[[BaseExcep
         raise BadConfiguration(str(error)) from error
     config = config_of(environment, namespace=access.namespace)
     gc.set_threshold(GC_THRESHOLD, 20, 20)
-    threads = WriterThreads()
+    sys.setswitchinterval(SWITCH_SECONDS)
+    clock = SystemClock()
+    threads = WriterThreads(clock=clock.now)
+    watching = asyncio.ensure_future(_watch(threads))
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
@@ -75,9 +82,9 @@ async def serve(environment: Mapping[str, str], *, on_fatal: Callable[[BaseExcep
         node = Node(
             config,
             kube=kube,
-            clock=SystemClock(),
+            clock=clock,
             transport=TcpTransport(),
-            executor_of=threads.of,
+            executor=threads,
             new_id=lambda: secrets.token_hex(8),
             on_fatal=on_fatal,
         )
@@ -87,9 +94,17 @@ async def serve(environment: Mapping[str, str], *, on_fatal: Callable[[BaseExcep
         try:
             drained = await _until_stopped(node, stopping)
         finally:
+            server.goodbye("the shard stops")
             await node.stop(release=drained)
             await server.close()
+            watching.cancel()
             threads.close()
+
+
+async def _watch(threads: WriterThreads) -> None:
+    while True:
+        await asyncio.sleep(limits.TICK_SECONDS)
+        threads.tick()
 
 
 async def _until_stopped(node: Node, stopping: asyncio.Event) -> bool:

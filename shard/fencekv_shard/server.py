@@ -1,6 +1,7 @@
-"""A shard's HTTP listener. The only importer of `aiohttp.web`.
+"""A shard's listener for clients: HTTP here, frames in `frame_server`, on one port. Only it imports `aiohttp.web`.
 
 Invariants:
+  * Both wires are answered by one dispatcher, and counted by the same counters.
   * A body is read up to its route's limit and not a byte further; what is announced larger is not read at all.
   * Every answer is ours: a problem document for each error, an unknown path and a wrong method included.
   * A request that was begun is carried out even if its client goes away: its outcome must not depend on that.
@@ -9,9 +10,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -21,13 +20,15 @@ from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 
 from fencekv import wire
-from fencekv.codec import encode
-from fencekv.errors import ERRORS, FenceKVError, Invalid, Unavailable, Unknown
+from fencekv.errors import FenceKVError, Invalid, Unavailable, Unknown
 from fencekv.transport import make_session
 from fencekv_shard.api import Node
-from fencekv_shard.calls import Answer, problem
 from fencekv_shard.dispatcher import Dispatcher
 from fencekv_shard.forward import Forwarder, Received
+from fencekv_shard.frame_exchange import Exchange
+from fencekv_shard.frame_forward import FrameForwarder
+from fencekv_shard.frame_server import FrameServer
+from fencekv_shard.http_answers import HttpAnswer, content, problem, render
 from fencekv_shard.http_requests import Matched, Route, check_body_size, match, parse
 from fencekv_shard.metrics import Metrics
 from fencekv_shard.openapi import document as openapi_document
@@ -37,6 +38,7 @@ logger = logging.getLogger(__name__)
 BODY_SECONDS_MAX: Final = 30.0  # for a body to arrive
 TARGET_BYTES_MAX: Final = 64 * 1024  # cursors over many partitions travel in the query
 HEADER_BYTES_MAX: Final = 16 * 1024
+BACKLOG: Final = 1024  # connections that wait to be accepted
 CLOSE_SECONDS_MAX: Final = 2.0  # for requests under way when the listener closes
 KEEPALIVE_SECONDS: Final = 75.0
 
@@ -46,20 +48,34 @@ class Running:
     """A listener that is up."""
 
     port: int
-    runner: web.ServerRunner
+    listener: asyncio.Server
+    http: web.Server
+    frames: FrameServer
     session: aiohttp.ClientSession
+    forwarder: FrameForwarder
+
+    def goodbye(self, reason: str) -> None:
+        """Tells the clients that speak frames to go elsewhere, and takes no further request of theirs."""
+        self.frames.goodbye(reason)
 
     async def close(self) -> None:
         """Stops listening, lets requests under way end for a moment, and closes all connections."""
-        await self.runner.cleanup()
+        self.listener.close()
+        await asyncio.sleep(0)  # what was accepted is known then
+        self.http.pre_shutdown()
+        await asyncio.gather(self.http.shutdown(CLOSE_SECONDS_MAX), self.frames.close(timeout=CLOSE_SECONDS_MAX))
+        await self.forwarder.close()
         await self.session.close()
 
 
 async def start_server(node: Node, *, host: str, port: int) -> Running:
-    """Starts the HTTP listener of a shard; port 0 takes a free one."""
+    """Starts the listener of a shard; port 0 takes a free one."""
     session = make_session()
-    server = _Server(
-        _Handler(node, session).handle,
+    pages = Forwarder(session, pod=node.pod)
+    forwarder = FrameForwarder(kvns=node.kvns, pod=node.pod)
+    dispatcher, metrics = Dispatcher(node, pages), Metrics()
+    http = _Server(
+        _Handler(node, pages, dispatcher, metrics).handle,
         access_log=None,
         auto_decompress=False,
         max_line_size=TARGET_BYTES_MAX,
@@ -67,15 +83,22 @@ async def start_server(node: Node, *, host: str, port: int) -> Running:
         keepalive_timeout=KEEPALIVE_SECONDS,
         lingering_time=2.0,
     )
-    runner = web.ServerRunner(server, shutdown_timeout=CLOSE_SECONDS_MAX)
+    exchange = Exchange(node=node, dispatcher=dispatcher, metrics=metrics, relay=forwarder.relay)
+    frames = FrameServer(exchange, http=http)
     try:
-        await runner.setup()
-        await web.TCPSite(runner, host, port, backlog=1024).start()
+        listener = await asyncio.get_running_loop().create_server(frames, host, port, backlog=BACKLOG)
     except BaseException:
-        await runner.cleanup()
+        await frames.close(timeout=0)
         await session.close()
         raise
-    return Running(port=runner.addresses[0][1], runner=runner, session=session)
+    return Running(
+        port=listener.sockets[0].getsockname()[1],
+        listener=listener,
+        http=http,
+        frames=frames,
+        session=session,
+        forwarder=forwarder,
+    )
 
 
 class _Connection(web.RequestHandler):
@@ -116,12 +139,10 @@ class _Server(web.Server):
 
 
 class _Handler:
-    def __init__(self, node: Node, session: aiohttp.ClientSession) -> None:
-        self._node = node
-        self._forwarder = Forwarder(session, pod=node.pod)
-        self._dispatcher = Dispatcher(node, self._forwarder)
-        self._metrics = Metrics()
-        self._own: dict[str, Callable[[], Answer]] = {
+    def __init__(self, node: Node, forwarder: Forwarder, dispatcher: Dispatcher, metrics: Metrics) -> None:
+        self._node, self._forwarder = node, forwarder
+        self._dispatcher, self._metrics = dispatcher, metrics
+        self._own: dict[str, Callable[[], HttpAnswer]] = {
             "healthz": self._healthz,
             "readyz": self._readyz,
             "metrics": self._metrics_text,
@@ -149,7 +170,7 @@ class _Handler:
         cbor = name == "txn" and request.headers.get("Content-Type") == wire.CBOR
         return _response(answer, cbor=cbor)
 
-    async def _answer(self, request: web.BaseRequest, matched: Matched) -> Answer:
+    async def _answer(self, request: web.BaseRequest, matched: Matched) -> HttpAnswer:
         own = self._own.get(matched.route.name)
         if own is not None:
             return own()
@@ -163,23 +184,23 @@ class _Handler:
             body=body,
             write=matched.route.writes,
         )
-        return await self._dispatcher.answer(call, lambda http: self._forwarder.relay(http, received))
+        return render(await self._dispatcher.answer(call, lambda http: self._forwarder.relay(http, received)))
 
-    def _healthz(self) -> Answer:
+    def _healthz(self) -> HttpAnswer:
         live = self._node.live()
         return _document({"live": live}, status=200 if live else 503)
 
-    def _readyz(self) -> Answer:
+    def _readyz(self) -> HttpAnswer:
         ready = self._node.ready()
         return _document({"ready": ready}, status=200 if ready else 503)
 
-    def _metrics_text(self) -> Answer:
+    def _metrics_text(self) -> HttpAnswer:
         text = self._metrics.render(self._node.report(), ready=self._node.ready())
-        return Answer(status=200, body=text.encode(), content_type="text/plain; version=0.0.4; charset=utf-8")
+        return HttpAnswer(status=200, body=text.encode(), content_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _document(body: dict[str, object], *, status: int = 200) -> Answer:
-    return Answer(status=status, body=body, outcome="ok" if status < 400 else "Unavailable")
+def _document(body: dict[str, object], *, status: int = 200) -> HttpAnswer:
+    return HttpAnswer(status=status, body=body, outcome="ok" if status < 400 else "Unavailable")
 
 
 async def _read(request: web.BaseRequest, route: Route) -> bytes:
@@ -206,28 +227,11 @@ async def _read(request: web.BaseRequest, route: Route) -> bytes:
     except TimeoutError as error:
         limit = BODY_SECONDS_MAX
         raise Invalid(f"body: not whole within {limit:g} s", field="body", limit=limit) from error
-    except (aiohttp.ClientError, web.RequestPayloadError) as error:
+    except (aiohttp.ClientError, web.RequestPayloadError, ConnectionError) as error:
         raise Invalid(f"body: broken off: {error}", field="body") from error
     return b"".join(parts)
 
 
-def _response(answer: Answer, *, cbor: bool) -> web.Response:
-    headers = dict(answer.headers)
-    document, content_type = answer.body, answer.content_type
-    if isinstance(document, bytes):
-        body = document
-    else:
-        if cbor and answer.status < 400:
-            body, content_type = encode(document), wire.CBOR
-        else:
-            content_type = wire.PROBLEM if "title" in document else wire.JSON
-            flat = all(type(member) is str for member in document.values())  # most answers to writes
-            shaped = document if flat else wire.json_form(document)
-            body = json.dumps(shaped, ensure_ascii=False, separators=(",", ":")).encode()
-        if answer.status == 405:
-            headers["Allow"] = str(document["allow"])
-        seconds = ERRORS[answer.outcome].retry_after_seconds if answer.outcome in ERRORS else None
-        if seconds is not None:
-            headers["Retry-After"] = str(math.ceil(seconds))
-    headers["Content-Type"] = content_type
+def _response(answer: HttpAnswer, *, cbor: bool) -> web.Response:
+    body, headers = content(answer, cbor=cbor)
     return web.Response(status=answer.status, body=body, headers=headers)

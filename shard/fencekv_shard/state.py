@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 from fencekv.codec import decode, encode
 from fencekv.errors import Invalid
 from fencekv_shard import journal
-from fencekv_shard.journal import Entry, InSync, JournalRecord, Ownership
+from fencekv_shard.journal import Entry, InSync, Ownership
 
 FORMAT: Final = 1
 _FIELDS: Final = 14
@@ -112,28 +112,58 @@ def decode_state(data: bytes) -> State:
     )
 
 
+class Growth:
+    """Entries put behind a state, one after the other, and the records that they become.
+
+    Built while earlier ones are still being written: what it rests on is their end, not what is on disk.
+    """
+
+    __slots__ = ("_announced", "chain", "first", "last", "peaks", "records")
+
+    def __init__(self, *, last: Position, peaks: tuple[bytes, ...], chain: bytes) -> None:
+        self.last, self.peaks, self.chain = last, peaks, chain
+        self.first = last.seq + 1
+        self.records: list[tuple[int, bytes]] = []
+        self._announced: list[Entry] = []  # entries that change more than the journal's end
+
+    @classmethod
+    def behind(cls, end: State | Growth) -> Growth:
+        """Nothing yet, behind a state or behind another growth."""
+        return cls(last=end.last, peaks=end.peaks, chain=end.chain)
+
+    def add(self, entry: Entry, data: bytes) -> None:
+        """Adds an entry with its encoding.
+
+        It must follow the last one; who takes it from elsewhere has checked that (`successor_problem`).
+        """
+        last = self.last
+        assert entry.seq == last.seq + 1, (entry, last)
+        assert entry.epoch >= last.epoch, (entry, last)
+        assert entry.txid >= last.txid, (entry, last)
+        leaf = journal.leaf_hash(data)
+        self.chain = journal.chain_hash(self.chain, leaf)
+        self.peaks, nodes = journal.append(self.peaks, entry.seq, leaf)
+        self.records.append((entry.seq, journal.join_record(leaf, self.chain, nodes, data)))
+        self.last = Position(entry.epoch, entry.seq, entry.txid)
+        if not isinstance(entry.operations, tuple):
+            self._announced.append(entry)
+
+    def onto(self, state: State, *, commit_seq: int) -> State:
+        """The state with these entries, on a state that ends where they begin."""
+        assert state.last.seq == self.first - 1, (state.last, self.first)
+        for entry in self._announced:
+            state = _announced(state, entry)
+        return replace(state, last=self.last, peaks=self.peaks, chain=self.chain, commit_seq=commit_seq)
+
+
 def appended(
     state: State, entries: Iterable[tuple[Entry, bytes]], *, commit_seq: int
 ) -> tuple[State, list[tuple[int, bytes]]]:
-    """The state after entries (each with its encoding), and their records by seq.
-
-    They must follow the last one; who takes them from elsewhere has checked that (`successor_problem`).
-    """
-    last, peaks, chain = state.last, state.peaks, state.chain
-    records: list[tuple[int, bytes]] = []
-    derived = state
+    """The state after entries (each with its encoding), and their records by seq."""
+    growth = Growth.behind(state)
     for entry, data in entries:
-        problem = successor_problem(last, entry)
-        assert not problem, problem
-        leaf = journal.leaf_hash(data)
-        chain = journal.chain_hash(chain, leaf)
-        peaks, nodes = journal.append(peaks, entry.seq, leaf)
-        record = JournalRecord(leaf=leaf, chain=chain, nodes=nodes, entry=data)
-        records.append((entry.seq, journal.encode_record(record)))
-        last = Position(entry.epoch, entry.seq, entry.txid)
-        if not isinstance(entry.operations, tuple):
-            derived = _announced(derived, entry)
-    return replace(derived, last=last, peaks=peaks, chain=chain, commit_seq=commit_seq), records
+        growth.add(entry, data)
+    return growth.onto(state, commit_seq=commit_seq), growth.records
 
 
 def successor_problem(last: Position, entry: Entry) -> str:

@@ -1,24 +1,27 @@
 """One replica's LMDB environment: the only module that knows LMDB.
 
 Invariants:
-  * Each writing method is one LMDB write transaction with one fsync, and writes `meta.state` with its change.
+  * Each writing method is one LMDB write transaction with one fsync, and writes `meta.state` with its change. It
+    begins and fills the transaction; the `Prepared` that it gives commits it.
   * Entries are appended only if the promise on disk, read inside that transaction, is the appender's epoch and
     that epoch is not closed; and only right behind the last record on disk.
   * `current`, `versions` and `idempotency` hold exactly what the journal says up to `applied_seq`.
   * After an error of a commit nothing is written any more: what the disk holds is known only after a restart.
   * Read transactions end in the method that began them: none is ever pinned.
+  * One `Prepared` at a time, and none begins while a read is under way. LMDB's own locks are off (decision 0004):
+    without its table of readers this is what keeps it from using pages again that a reader still looks at. Whoever
+    reads outside of the event loop lets nothing be written meanwhile.
 
-Methods block. Writers are called from one thread at a time; reads may run beside a write, and see what was
-committed before it.
+Only `Prepared.commit` blocks on the disk; it may run in any thread, with reads beside it that see what was
+committed before.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -26,22 +29,23 @@ import lmdb
 
 from fencekv.errors import Invalid
 from fencekv_shard import limits
-from fencekv_shard.journal import Entry
+from fencekv_shard.rows import (
+    SUFFIX_BYTES,
+    Batch,
+    Where,
+    seq_key,
+    unpack_seq,
+    unpack_version,
+    unpack_where,
+    version_key,
+)
 from fencekv_shard.state import State, decode_state, encode_state
-from fencekv_shard.transaction import Put
 
 TABLES: Final = ("meta", "current", "versions", "journal", "mmr", "idempotency", "leases", "expiry")
-READERS_MAX: Final = 16
 DATA_FILE: Final = "data.mdb"
 
 _STATE_KEY: Final = b"state"
-_NEWEST: Final = 2**64 - 1
-_WHERE: Final = struct.Struct(">QI")  # seq, operation's index
-_INDEX: Final = struct.Struct(">I")
-_SUFFIX_BYTES: Final = 9  # 0x00 and the inverted seq behind a key in `versions`
 _ROOM_BYTES: Final = 1 << 20  # pages that any transaction may need besides its records
-
-Where = tuple[int, int]  # (seq, operation's index): which operation of which entry wrote a key
 
 
 class StorageError(Exception):
@@ -91,36 +95,6 @@ class CommitFailed(StorageError):
     """A commit failed, and what the disk holds is not known: the process must end."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """What some entries change in the derived tables: each list in the order of its keys."""
-
-    puts: Sequence[tuple[bytes, bytes]] = field(default=())
-    deletes: Sequence[bytes] = field(default=())
-    versions: Sequence[tuple[bytes, bytes]] = field(default=())
-    idempotency: Sequence[tuple[bytes, bytes]] = field(default=())
-
-
-def batch_of(entries: Sequence[Entry]) -> Batch:
-    """The changes of consecutive entries, the last write of a key winning. Pure."""
-    current: dict[bytes, bytes | None] = {}
-    versions: list[tuple[bytes, bytes]] = []
-    idempotency: dict[bytes, bytes] = {}
-    for entry in entries:
-        for index, write in enumerate(entry.writes):
-            key = write.key.encode()
-            current[key] = _WHERE.pack(entry.seq, index) if isinstance(write, Put) else None
-            versions.append((_version_key(key, entry.seq), _INDEX.pack(index)))
-        if entry.idempotency is not None:
-            idempotency[entry.idempotency[0]] = _seq_key(entry.seq)
-    return Batch(
-        puts=sorted((key, where) for key, where in current.items() if where is not None),
-        deletes=sorted(key for key, where in current.items() if where is None),
-        versions=sorted(versions),
-        idempotency=sorted(idempotency.items()),
-    )
-
-
 def dont_need(path: Path) -> None:
     """Drops an environment's file from the page cache, so that what is read next comes from the disk.
 
@@ -135,15 +109,50 @@ def dont_need(path: Path) -> None:
         os.close(descriptor)
 
 
+class Prepared:
+    """A filled LMDB transaction that waits for its commit. It ends by `commit`, or with its store."""
+
+    __slots__ = ("_raw", "_store", "_txn", "state")
+
+    def __init__(self, store: Store, txn: Any, state: State, raw: bytes) -> None:
+        self._store, self._txn = store, txn
+        self.state, self._raw = state, raw
+
+    def commit(self) -> State:
+        """Makes it durable; gives the store's new state. Blocks, in any thread.
+
+        Raises:
+            DiskFull: the map is full; nothing was written.
+            CommitFailed: whether it is durable is not known.
+        """
+        store = self._store
+        try:
+            self._txn.commit()
+        except (
+            lmdb.MapFullError
+        ) as error:  # the list of free pages grows in the commit, before anything is written
+            store._writing = False
+            raise DiskFull(f"{store.path}: {error}") from error
+        except Exception as error:
+            raise store._fail(error) from error
+        store.state, store._raw, store._writing = self.state, self._raw, False
+        return self.state
+
+
 class Store:
     """An open environment. `state` is what `meta.state` holds on disk."""
 
-    def __init__(self, path: Path, environment: Any, tables: dict[str, Any], state: bytes) -> None:
+    def __init__(
+        self, path: Path, environment: Any, tables: dict[str, Any], state: bytes, *, map_bytes: int
+    ) -> None:
         self.path = path
+        self._map_bytes = map_bytes
+        self._page_bytes: int = environment.stat()["psize"]
         self.state = decode_state(state)
         self._raw = state  # the bytes of `state`: comparing them is cheaper than decoding in each transaction
         self._env = environment
         self._db = tables
+        self._writing = False  # a `Prepared` is under way
         self._failed = False
 
     @classmethod
@@ -183,7 +192,7 @@ class Store:
             tables = {name: env.open_db(name.encode(), create=False) for name in TABLES}
             with env.begin() as txn:
                 raw = txn.get(_STATE_KEY, db=tables["meta"])
-            return cls(path, env, tables, raw or b"")
+            return cls(path, env, tables, raw or b"", map_bytes=map_bytes)
         except (lmdb.NotFoundError, lmdb.IncompatibleError, Invalid) as error:
             env.close()
             raise UnknownFormat(f"{path}: {error}") from error
@@ -195,13 +204,13 @@ class Store:
             raise
 
     def close(self) -> None:
-        """Closes the environment. No method may run beside it or after it."""
+        """Closes the environment, undoing what was not committed. No method may run beside it or after it."""
         self._env.close()
 
     # -- writing ---------------------------------------------------------------------------------------------
 
-    def append(self, records: Sequence[tuple[int, bytes]], state: State, *, promised: int) -> None:
-        """Appends records (seq, bytes) and writes the state that they lead to.
+    def append(self, records: Sequence[tuple[int, bytes]], state: State, *, promised: int) -> Prepared:
+        """Appends records (seq, bytes) and the state that they lead to.
 
         Raises:
             PromiseMoved: the promise on disk is not `promised`, or that epoch is closed.
@@ -214,16 +223,16 @@ class Store:
             self._check_promise(txn, promised)
             self._check_unchanged(txn)
             cursor = txn.cursor(db=self._db["journal"])
-            last_seq = _unpack_seq(cursor.key()) if cursor.last() else -1
+            last_seq = unpack_seq(cursor.key()) if cursor.last() else -1
             assert last_seq == records[0][0] - 1, (last_seq, records[0][0])
-            _, added = cursor.putmulti([(_seq_key(seq), data) for seq, data in records], append=True)
+            _, added = cursor.putmulti([(seq_key(seq), data) for seq, data in records], append=True)
             assert added == len(records), (added, len(records))
             return state
 
-        self._transact(work, payload_bytes=sum(len(data) for _, data in records))
+        return self._begin(work, payload_bytes=sum(len(data) for _, data in records))
 
-    def promise(self, epoch: int) -> State:
-        """Makes `epoch` the promised epoch; durable when it returns.
+    def promise(self, epoch: int) -> Prepared:
+        """Makes `epoch` the promised epoch.
 
         Raises:
             StalePromise: a higher one was promised.
@@ -235,18 +244,18 @@ class Store:
                 raise StalePromise(epoch, state.promised)
             return replace(state, promised=epoch)
 
-        return self._transact(work)
+        return self._begin(work)
 
-    def close_epoch(self, epoch: int) -> State:
-        """No append under `epoch` or a lower one from now on; durable when it returns."""
+    def close_epoch(self, epoch: int) -> Prepared:
+        """No append under `epoch` or a lower one from now on."""
 
         def work(txn: Any) -> State:
             state = self._read_state(txn)
             return replace(state, closed_epoch=max(epoch, state.closed_epoch))
 
-        return self._transact(work)
+        return self._begin(work)
 
-    def apply(self, batch: Batch, state: State) -> None:
+    def apply(self, batch: Batch, state: State) -> Prepared:
         """Brings the derived tables up to `state.applied_seq`."""
         assert self.state.applied_seq < state.applied_seq <= state.commit_seq, (self.state.applied_seq, state)
 
@@ -264,9 +273,9 @@ class Store:
             return state
 
         payload = sum(len(key) + len(value) for items in (batch.puts, batch.versions) for key, value in items)
-        self._transact(work, payload_bytes=payload)
+        return self._begin(work, payload_bytes=payload)
 
-    def cut(self, seq: int, state: State, *, promised: int) -> None:
+    def cut(self, seq: int, state: State, *, promised: int) -> Prepared:
         """Removes the journal's records above `seq`.
 
         Raises:
@@ -281,12 +290,12 @@ class Store:
             self._check_promise(txn, promised)
             self._check_unchanged(txn)
             cursor = txn.cursor(db=self._db["journal"])
-            if cursor.set_range(_seq_key(seq + 1)):
+            if cursor.set_range(seq_key(seq + 1)):
                 while cursor.key():
                     cursor.delete()
             return state
 
-        self._transact(work)
+        return self._begin(work)
 
     def _check_promise(self, txn: Any, epoch: int) -> None:
         state = self._read_state(txn)
@@ -302,9 +311,10 @@ class Store:
         raw = txn.get(_STATE_KEY, db=self._db["meta"])
         return self.state if raw == self._raw else decode_state(raw)
 
-    def _transact(self, work: Callable[[Any], State], *, payload_bytes: int = 0) -> State:
+    def _begin(self, work: Callable[[Any], State], *, payload_bytes: int = 0) -> Prepared:
         if self._failed:
             raise CommitFailed(f"{self.path}: an earlier commit failed")
+        assert not self._writing, "a write has not ended yet"
         _require_room(self.path, payload_bytes)
         try:
             txn = self._env.begin(write=True)
@@ -324,27 +334,32 @@ class Store:
         except BaseException:
             txn.abort()
             raise
-        try:
-            txn.commit()
-        except Exception as error:
-            raise self._fail(error) from error
-        self.state, self._raw = state, raw
-        return state
+        self._writing = True
+        return Prepared(self, txn, state, raw)
 
     def _fail(self, error: Exception) -> CommitFailed:
         self._failed = True
         return CommitFailed(f"{self.path}: {error}")
 
     def in_reserve(self) -> bool:
-        """Whether what is free on the disk is the reserve, or less."""
-        return _is_in_reserve(self.path)
+        """Whether what is free on the disk, or in the map, is the reserve, or less."""
+        return _is_in_reserve(self.path) or self._map_in_reserve()
+
+    def _map_in_reserve(self) -> bool:
+        if (self._env.info()["last_pgno"] + 1) * self._page_bytes <= self._map_bytes:
+            return False
+        # Pages behind the mark were used once; how many of all are used now, the tables tell.
+        with self._env.begin() as txn:
+            stats = [self._env.stat(), *(txn.stat(table) for table in self._db.values())]
+        pages = sum(stat[kind] for stat in stats for kind in ("branch_pages", "leaf_pages", "overflow_pages"))
+        return bool(pages * self._page_bytes > self._map_bytes)
 
     # -- reading ---------------------------------------------------------------------------------------------
 
     def record(self, seq: int) -> bytes | None:
         """A record of the journal; None: there is none of that seq."""
         with self._env.begin() as txn:
-            data: bytes | None = txn.get(_seq_key(seq), db=self._db["journal"])
+            data: bytes | None = txn.get(seq_key(seq), db=self._db["journal"])
             return data
 
     def records(self, first: int, *, count_max: int, bytes_max: int) -> list[bytes]:
@@ -352,7 +367,7 @@ class Store:
         found: list[bytes] = []
         size = 0
         with self._env.begin() as txn, txn.cursor(db=self._db["journal"]) as cursor:
-            positioned = cursor.set_range(_seq_key(first))
+            positioned = cursor.set_range(seq_key(first))
             while positioned and len(found) < count_max:
                 data = cursor.value()
                 size += len(data)
@@ -365,13 +380,13 @@ class Store:
     def last_seq(self) -> int:
         """The seq of the last record; -1: none."""
         with self._env.begin() as txn, txn.cursor(db=self._db["journal"]) as cursor:
-            return _unpack_seq(cursor.key()) if cursor.last() else -1
+            return unpack_seq(cursor.key()) if cursor.last() else -1
 
     def current(self, key: str) -> Where | None:
         """Where the key's value at applied_seq was written; None: absent."""
         with self._env.begin() as txn:
             found = txn.get(key.encode(), db=self._db["current"])
-            return None if found is None else _unpack_where(found)
+            return None if found is None else unpack_where(found)
 
     def current_page(self, start: str, end: str, *, limit: int) -> list[tuple[str, Where]]:
         """Keys of start <= key < end (empty end: no bound) at applied_seq, in the order of their bytes."""
@@ -383,7 +398,7 @@ class Store:
                 key = cursor.key()
                 if bound and key >= bound:
                     break
-                page.append((key.decode(), _unpack_where(cursor.value())))
+                page.append((key.decode(), unpack_where(cursor.value())))
                 positioned = cursor.next()
         return page
 
@@ -399,9 +414,9 @@ class Store:
         if seq < 0:
             return found
         with self._env.begin() as txn, txn.cursor(db=self._db["versions"]) as cursor:
-            positioned = cursor.set_range(_version_key(key.encode(), seq))
+            positioned = cursor.set_range(version_key(key.encode(), seq))
             while positioned and len(found) < limit and cursor.key().startswith(prefix):
-                found.append(_unpack_version(cursor.key(), cursor.value())[1])
+                found.append(unpack_version(cursor.key(), cursor.value())[1])
                 positioned = cursor.next()
         return found
 
@@ -414,11 +429,11 @@ class Store:
         with self._env.begin() as txn, txn.cursor(db=self._db["versions"]) as cursor:
             positioned = cursor.set_range(start.encode()) if start else cursor.first()
             while positioned and len(page) < limit:
-                key = cursor.key()[:-_SUFFIX_BYTES]
+                key = cursor.key()[:-SUFFIX_BYTES]
                 if bound and key >= bound:
                     break
-                if cursor.set_range(_version_key(key, seq)) and cursor.key()[:-_SUFFIX_BYTES] == key:
-                    page.append((key.decode(), _unpack_version(cursor.key(), cursor.value())[1]))
+                if cursor.set_range(version_key(key, seq)) and cursor.key()[:-SUFFIX_BYTES] == key:
+                    page.append((key.decode(), unpack_version(cursor.key(), cursor.value())[1]))
                 positioned = cursor.set_range(key + b"\x01")  # the least key behind it: keys have no NUL
         return page
 
@@ -426,7 +441,7 @@ class Store:
         """The seq of the applied entry with this idempotency key; None: there is none."""
         with self._env.begin() as txn:
             found = txn.get(key, db=self._db["idempotency"])
-            return None if found is None else _unpack_seq(found)
+            return None if found is None else unpack_seq(found)
 
     def tables(self) -> dict[str, dict[bytes, bytes]]:
         """The whole derived tables, for `audit`."""
@@ -461,34 +476,11 @@ def _require_room(path: Path, payload_bytes: int) -> None:
 def _environment(path: Path, map_bytes: int) -> Any:
     return lmdb.open(
         str(path),
-        map_size=map_bytes,
+        map_size=map_bytes + map_bytes // limits.MAP_RESERVE_PART,
         subdir=True,
         max_dbs=len(TABLES),
-        max_readers=READERS_MAX,
-        lock=True,
+        lock=False,
         sync=True,
         metasync=True,
         lib_version=1,
     )
-
-
-def _seq_key(seq: int) -> bytes:
-    return seq.to_bytes(8, "big")
-
-
-def _unpack_seq(key: bytes) -> int:
-    return int.from_bytes(key, "big")
-
-
-def _unpack_where(value: bytes) -> Where:
-    seq, index = _WHERE.unpack(value)
-    return seq, index
-
-
-def _version_key(key: bytes, seq: int) -> bytes:
-    return key + b"\x00" + (_NEWEST - seq).to_bytes(8, "big")
-
-
-def _unpack_version(key: bytes, value: bytes) -> tuple[bytes, Where]:
-    seq = _NEWEST - int.from_bytes(key[-8:], "big")
-    return key[:-_SUFFIX_BYTES], (seq, _INDEX.unpack(value)[0])

@@ -92,6 +92,7 @@ class Transaction:
     otherwise: tuple[Operation, ...] = ()
     actor: str = ""
     idempotency_key: bytes = b""  # empty: none
+    _size_bytes: int = field(default=-1, init=False, repr=False, compare=False)  # -1: not added up yet
 
     def names(self) -> list[str]:
         """All keys that it names."""
@@ -99,10 +100,19 @@ class Transaction:
 
     def size_bytes(self) -> int:
         """Bytes of keys, values and operands: what the limits count."""
-        operations = (*self.then, *self.otherwise)
-        values = sum(len(part.value) for part in operations if isinstance(part, Put))
-        operands = sum(len(part.operand) for part in self.compare if isinstance(part.operand, bytes))
-        return values + operands + sum(len(key.encode()) for key in self.names())
+        size = self._size_bytes
+        if size < 0:
+            size = 0
+            for compare in self.compare:
+                size += len(compare.key.encode())
+                if isinstance(compare.operand, bytes):
+                    size += len(compare.operand)
+            for part in (*self.then, *self.otherwise):
+                size += len(part.key.encode())
+                if isinstance(part, Put):
+                    size += len(part.value)
+            object.__setattr__(self, "_size_bytes", size)
+        return size
 
     def fingerprint(self) -> bytes:
         """16 bytes that tell this request from another one under the same idempotency key."""

@@ -69,6 +69,15 @@ def test_put_get_delete(run: Run) -> None:
     assert output(run("delete", "orders", "a/b", "-o", "json"))["existed"] is True
 
 
+def test_the_transport_is_chosen_by_option_and_environment(run: Run) -> None:
+    for transport in ("frames", "http"):
+        assert run("put", "orders", "k", "v", "--transport", transport).exit_code == 0
+        assert run("get", "orders", "k", FENCEKV_TRANSPORT=transport).stdout == "v"
+    assert run("get", "orders", "k", "--transport", "pigeons").exit_code == 2
+    wrong = run("get", "orders", "k", FENCEKV_TRANSPORT="pigeons")
+    assert (wrong.exit_code, "pigeons" in wrong.stderr) == (2, True)
+
+
 def test_the_answer_no_is_exit_status_1(run: Run) -> None:
     absent = run("get", "orders", "k")
     assert (absent.exit_code, absent.stdout) == (1, "")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from fake_node import FakeNode, serving
-from scripted_shard import PUT_ANSWER, Answer, Drop, ScriptedShard, Silence, closed_port
+from scripted_shard import Answer, Drop, ScriptedShard, Silence, closed_port
 
 from fencekv.caller import Settings
 from fencekv.client import FenceKV
@@ -23,9 +23,20 @@ UNKEYED = Settings(timeout_seconds=2, idempotency=False)
 KEYED = Settings(timeout_seconds=2)
 
 
-def client(*addresses: str, settings: Settings = KEYED) -> FenceKV:
+@pytest.fixture(name="transport", params=["frames", "http"], autouse=True)
+def choose(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Everything is to hold on both transports."""
+    monkeypatch.setenv("FENCEKV_TRANSPORT", request.param)
+    return str(request.param)
+
+
+def client(*addresses: str, settings: Settings = KEYED, transport: Any = "") -> FenceKV:
     return FenceKV.connect(
-        namespace="sample", endpoints=list(addresses), settings=settings, chance=random.Random(7)
+        namespace="sample",
+        endpoints=list(addresses),
+        transport=transport,
+        settings=settings,
+        chance=random.Random(7),
     )
 
 
@@ -145,9 +156,14 @@ async def test_reads_carry_the_partitions_token_and_all_requests_its_epoch(db: F
     await orders.put("k", b"1")
     await orders.get("k")
     await orders.get("k", consistency="cached", min_token=Token(1, 9))
-    options = [call[2] for call in partition.calls if call[1] != "0"]  # that one is /v1/route, asking for a token
-    assert [option.epoch for option in options] == [None, 1, 1]
-    assert [option.min_token for option in options] == [None, Token(1, 1), Token(1, 9)]
+    await orders.get("k", min_token=Token(0, 5))
+    await orders.list_page()
+    await orders.history_page("k")
+    calls = [call for call in partition.calls if call[1] != "0"]  # that one is /v1/route, asking for a token
+    options = [call[-1] for call in calls]
+    assert [option.epoch for option in options] == [None, 1, 1, 1, 1, 1]
+    own = Token(1, 1)
+    assert [option.min_token for option in options] == [None, own, Token(1, 9), own, own, own]
 
 
 async def test_a_lost_token_is_told_once_and_then_forgotten(db: FenceKV, node: FakeNode) -> None:
@@ -178,6 +194,24 @@ async def test_many_requests_at_once_ask_for_the_routes_once() -> None:
     async with ScriptedShard().running() as shard, client(shard.address) as db:
         await asyncio.gather(*(db.table("orders").put(f"k{n}", b"v") for n in range(20)))
         assert (shard.routes_asked, len(shard.seen)) == (1, 20)
+
+
+async def test_the_transport_is_chosen_by_argument_then_by_environment_and_frames_are_the_default(
+    monkeypatch: pytest.MonkeyPatch, transport: str
+) -> None:
+    async def spoken(given: str) -> str:
+        async with ScriptedShard().running() as shard, client(shard.address, transport=given) as db:
+            await db.table("orders").put("k", b"v")
+            assert len(shard.seen) == 1
+            return "frames" if shard.messages else "http"
+
+    assert await spoken("") == transport
+    assert [await spoken(given) for given in ("frames", "http")] == ["frames", "http"]
+    monkeypatch.setenv("FENCEKV_TRANSPORT", "")
+    assert await spoken("") == "frames"
+    monkeypatch.setenv("FENCEKV_TRANSPORT", "pigeons")
+    with pytest.raises(Invalid, match="pigeons"):
+        await spoken("")
 
 
 # -- against shards that fail
@@ -280,6 +314,20 @@ async def test_a_dead_owner_is_gone_round_by_another_shard() -> None:
         assert len(shard.seen) == 1
 
 
+async def test_an_owner_that_stays_silent_is_not_the_first_choice_of_the_next_request() -> None:
+    async with ScriptedShard(Silence()).running() as owner, ScriptedShard().running() as other:
+        other.owner_http = owner.address
+        async with client(other.address, settings=Settings(timeout_seconds=5, attempt_seconds=1)) as db:
+            table = db.table("orders")
+            first = asyncio.ensure_future(table.put("k", b"1"))
+            async with asyncio.timeout(5):
+                while not owner.seen or other.routes_asked < 2:
+                    await asyncio.sleep(0.01)
+            await table.put("k", b"2")
+            assert (len(owner.seen), len(other.seen)) == (1, 1)
+            await first  # the owner is not asked again, and another shard forwards
+
+
 async def test_a_dead_endpoint_is_passed_over() -> None:
     dead = [f"127.0.0.1:{closed_port()}" for _ in range(3)]
     async with ScriptedShard().running() as shard, client(*dead, shard.address) as db:
@@ -312,27 +360,6 @@ async def test_a_replicated_success_is_believed_whenever_it_comes() -> None:
     late = Answer(headers={"FenceKV-Durability": "replicated"}, delay=0.1)
     settings = Settings(timeout_seconds=2, standard_success_seconds=0.05, idempotency=False)
     async with ScriptedShard(late).running() as shard, client(shard.address, settings=settings) as db:
-        assert (await db.table("orders").put("k", b"v")).version == Version(1, 0)
-
-
-async def test_a_success_that_cannot_be_read_is_unknown() -> None:
-    async with ScriptedShard(Answer(document={"nonsense": 1})).running() as shard, client(shard.address) as db:
-        with pytest.raises(Unknown):
-            await db.table("orders").put("k", b"v")
-
-
-async def test_an_answer_that_is_no_problem_document_is_unknown() -> None:
-    async with (
-        ScriptedShard(Answer(502, "bad gateway")).running() as shard,
-        client(shard.address, settings=UNKEYED) as db,
-    ):
-        with pytest.raises(Unknown):
-            await db.table("orders").put("k", b"v")
-
-
-async def test_malformed_headers_do_not_change_the_answer() -> None:
-    odd = Answer(document=dict(PUT_ANSWER), headers={"FenceKV-Token": "x", "FenceKV-Epoch": "-"})
-    async with ScriptedShard(odd).running() as shard, client(shard.address) as db:
         assert (await db.table("orders").put("k", b"v")).version == Version(1, 0)
 
 

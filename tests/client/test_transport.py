@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from scripted_shard import Answer, Drop, ScriptedShard, Silence, closed_port
+from scripted_shard import PUT_ANSWER, Answer, Drop, ScriptedShard, Silence, closed_port
 
 from fencekv import transport
+from fencekv.caller import Settings
+from fencekv.client import FenceKV
+from fencekv.errors import Unknown
+from fencekv.token import Version
 from fencekv.transport import Broken, Refused, make_session, send
 
 
@@ -45,3 +49,32 @@ async def test_bodies_of_any_size_arrive(size: int) -> None:
         body = b"x" * size
         await send(session, method="PUT", url=f"http://{shard.address}/", headers={}, body=body, timeout=5)
         assert shard.seen[0].body == body
+
+
+# -- what the SDK makes of answers that only HTTP can give
+
+
+def client(address: str, *, idempotency: bool = True) -> FenceKV:
+    settings = Settings(timeout_seconds=2, idempotency=idempotency)
+    return FenceKV.connect(namespace="sample", endpoints=[address], transport="http", settings=settings)
+
+
+async def test_a_success_that_cannot_be_read_is_unknown() -> None:
+    async with ScriptedShard(Answer(document={"nonsense": 1})).running() as shard, client(shard.address) as db:
+        with pytest.raises(Unknown):
+            await db.table("orders").put("k", b"v")
+
+
+async def test_an_answer_that_is_no_problem_document_is_unknown() -> None:
+    async with (
+        ScriptedShard(Answer(502, "bad gateway")).running() as shard,
+        client(shard.address, idempotency=False) as db,
+    ):
+        with pytest.raises(Unknown):
+            await db.table("orders").put("k", b"v")
+
+
+async def test_malformed_headers_do_not_change_the_answer() -> None:
+    odd = Answer(document=dict(PUT_ANSWER), headers={"FenceKV-Token": "x", "FenceKV-Epoch": "-"})
+    async with ScriptedShard(odd).running() as shard, client(shard.address) as db:
+        assert (await db.table("orders").put("k", b"v")).version == Version(1, 0)

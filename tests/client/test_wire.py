@@ -8,8 +8,19 @@ from hypothesis import strategies as st
 
 from fencekv import wire
 from fencekv.errors import Invalid
-from fencekv.operations import keys_named
-from fencekv.token import Token
+from fencekv.operations import (
+    Delete,
+    Get,
+    Operation,
+    Put,
+    Transaction,
+    at_version,
+    exists,
+    has_value,
+    parse_txn,
+    txn_document,
+)
+from fencekv.token import Token, Version
 from fencekv.wire import ListCursor, Position
 
 TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=6)
@@ -96,12 +107,34 @@ def test_a_key_in_a_path_is_one_segment_that_nobody_normalises(key: str) -> None
     assert encoded not in {".", ".."}
 
 
-def test_the_keys_of_a_document_are_found_whatever_else_is_wrong_with_it() -> None:
-    document = {
-        "compare": [{"key": "a"}, {"key": 7}, "x"],
-        "then": [{"put": {"key": "b"}}, {"get": None}],
-        "else": {"delete": {"key": "c"}},
-    }
-    assert keys_named(document) == ["a", "b"]
-    assert keys_named([1]) == []
-    assert keys_named({"then": "text"}) == []
+def test_a_transaction_survives_its_document() -> None:
+    compare = [exists("a", False), at_version("b", Version(3, 1), "<"), has_value("c", b"\xff", "!=")]
+    then: list[Operation] = [Put("a", b"\x00"), Delete("b"), Get("c")]
+    read = parse_txn(txn_document(compare, then, [Get("a")]))
+    assert read == Transaction(compare, then, [Get("a")])
+    assert read.key() == "a"
+    assert parse_txn({}).key() is None
+
+
+@pytest.mark.parametrize(
+    ("document", "field"),
+    [
+        ([1], "body"),
+        ({"than": []}, "than"),
+        ({"then": "text"}, "then"),
+        ({"then": ["x"]}, "then[0]"),
+        ({"then": [{"put": {"key": "a"}, "get": {"key": "a"}}]}, "then[0]"),
+        ({"else": [{"put": {"key": "a"}}]}, "else[0].put.value"),
+        ({"then": [{"get": {"key": 7}}]}, "then[0].get.key"),
+        ({"then": [{"get": {"key": "a", "value": "b"}}]}, "then[0].get.value"),
+        ({"compare": [{"key": "a", "target": "size", "op": "=="}]}, "compare[0].target"),
+        ({"compare": [{"key": "a", "target": "exists", "op": "<", "exists": True}]}, "compare[0].op"),
+        ({"compare": [{"key": "a", "target": "exists", "op": "==", "value": "x"}]}, "compare[0].value"),
+        ({"compare": [{"key": "a", "target": "version", "op": "==", "version": "1"}]}, "compare[0].version"),
+    ],
+    ids=lambda case: case if isinstance(case, str) else "",
+)
+def test_what_is_wrong_with_a_document_is_named(document: object, field: str) -> None:
+    with pytest.raises(Invalid) as refusal:
+        parse_txn(document)
+    assert refusal.value.extra["field"] == field

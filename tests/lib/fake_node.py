@@ -1,4 +1,8 @@
-"""A shard without engine: `api.Node` and `api.Partition` in memory, scripted, remembering what they were asked."""
+"""A shard without engine: `api.Node` and `api.Partition` in memory, scripted, remembering what they were asked.
+
+Both ways of a partition are the same here: what is scripted for one meets the other, and an event in the script
+makes `begin` take a write and answer it once the event is set.
+"""
 
 from __future__ import annotations
 
@@ -22,32 +26,74 @@ class FakePartition:
 
     name: str
     epoch: int = 1
+    owned: bool = True
     seq: int = -1
     txid: int = 0
     page_items_max: int = 1000
     state: dict[str, Record] = field(default_factory=dict)
     changes: dict[str, list[api.Change]] = field(default_factory=dict)
-    done: dict[bytes, api.Committed] = field(default_factory=dict)
+    done: dict[bytes, tuple[bytes, api.Committed]] = field(default_factory=dict)
     calls: list[tuple[Any, ...]] = field(default_factory=list)
     script: list[Exception | asyncio.Event | None] = field(default_factory=list)
+    refusals: list[FenceKVError] = field(default_factory=list)  # of writes that `begin` has taken
+    waiting: list[asyncio.Future[Any]] = field(default_factory=list)
 
     @property
     def token(self) -> Token:
         return Token(self.epoch, self.txid)
 
-    async def _step(self, *call: Any) -> None:
+    def _next(self, *call: Any) -> asyncio.Event | None:
         self.calls.append(call)
         step = self.script.pop(0) if self.script else None
-        if isinstance(step, asyncio.Event):
-            await step.wait()
-        elif step is not None:
-            raise step
+        if step is None or isinstance(step, asyncio.Event):
+            return step
+        raise step
+
+    async def _step(self, *call: Any) -> None:
+        event = self._next(*call)
+        if event is not None:
+            await event.wait()
+
+    def begin(self, transaction: Transaction, options: api.Options, waiter: api.Waiter) -> None:
+        if not self.owned:
+            raise not_owner()
+        event = self._next("submit", transaction, options)
+        if event is None:
+            asyncio.get_running_loop().call_soon(self._end, transaction, waiter)
+        else:
+            task = asyncio.ensure_future(event.wait())
+            task.add_done_callback(lambda _: self._end(transaction, waiter))
+            self.waiting.append(task)
+
+    def _end(self, transaction: Transaction, waiter: api.Waiter) -> None:
+        try:
+            if self.refusals:
+                raise self.refusals.pop(0)
+            committed = self._commit(transaction)
+        except FenceKVError as error:
+            waiter.refused(error)
+        else:
+            waiter.committed(committed)
+
+    def read_now(self, key: str, options: api.Options) -> api.ReadAnswer:
+        if not self.owned and options.consistency is api.Consistency.PRIMARY:
+            raise not_owner()
+        if self.script and isinstance(self.script[0], asyncio.Event):
+            raise api.MustWait  # `read` waits for it
+        self._next("read", key, options)
+        return api.ReadAnswer(record=self.state.get(key), token=self.token)
 
     async def submit(self, transaction: Transaction, options: api.Options) -> api.Committed:
         await self._step("submit", transaction, options)
+        return self._commit(transaction)
+
+    def _commit(self, transaction: Transaction) -> api.Committed:
         key = transaction.idempotency_key
         if key and key in self.done:
-            return self.done[key]
+            before, committed = self.done[key]
+            if before != transaction.fingerprint():
+                raise Invalid("Idempotency-Key: was used for another request", field="Idempotency-Key")
+            return committed
         effect = evaluate(transaction, self.state.get)
         version = None
         self.txid += 1
@@ -63,7 +109,7 @@ class FakePartition:
                     self.state[write.key] = Record(value, version)
         committed = api.Committed(effect=effect, version=version, token=self.token)
         if key:
-            self.done[key] = committed
+            self.done[key] = transaction.fingerprint(), committed
         return committed
 
     async def read(self, key: str, options: api.Options) -> api.ReadAnswer:
@@ -97,6 +143,8 @@ class FakeNode:
     replicas: dict[tuple[str, int], FakePartition] = field(default_factory=dict)
     holds: list[tuple[str, int]] = field(default_factory=list)
     on_hold: Any = None  # called with the node by each hold
+    more: dict[str, object] = field(default_factory=dict)  # of the report
+    more_of_replicas: dict[str, object] = field(default_factory=dict)
     is_live: bool = True
     is_ready: bool = True
 
@@ -135,6 +183,8 @@ class FakeNode:
         self.routes[table, index] = api.Route(
             partition=f"{table}-{index}", index=index, epoch=epoch, owner=owner, http=http, local=local
         )
+        if (table, index) in self.replicas:
+            self.replicas[table, index].owned = local
 
     @property
     def calls(self) -> list[tuple[Any, ...]]:
@@ -150,6 +200,9 @@ class FakeNode:
 
     def local(self, table: str, index: int) -> api.Partition | None:
         return self.replicas.get((table, index))
+
+    def holding(self, table: str, index: int) -> bool:
+        return self.on_hold is not None
 
     async def hold(self, table: str, index: int) -> None:
         self.holds.append((table, index))
@@ -167,10 +220,13 @@ class FakeNode:
                 "commitSeq": replica.seq,
                 "appliedSeq": replica.seq,
                 "serving": True,
+                **self.more_of_replicas,
             }
             for replica in self.replicas.values()
         ]
-        return {"session": f"{self.pod}/u/n", "pod": self.pod, "ready": True, "renewal": 7, "replicas": replicas}
+        session = f"{self.pod}/u/n"
+        told = {"session": session, "pod": self.pod, "ready": True, "renewal": 7, "replicas": replicas}
+        return {**told, **self.more}
 
     def live(self) -> bool:
         return self.is_live

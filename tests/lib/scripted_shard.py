@@ -1,4 +1,7 @@
-"""A shard that answers what a test tells it, or breaks off: for what a real one does only in bad moments."""
+"""A shard that answers what a test tells it, or breaks off: for what a real one does only in bad moments.
+
+It speaks HTTP and frames, as a shard does. What a test tells it is in HTTP's terms, and so is what it has seen.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,12 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from fencekv import frames
+from fencekv import messages as m
 from fencekv.errors import FenceKVError
+from fencekv.frame_reader import read_message
+from fencekv.http_form import read_answer, request_form
+from fencekv.transport import Reply
 
 PUT_ANSWER = {"version": "1.0", "token": "1.1", "partition": "orders-0"}
 
@@ -58,6 +66,8 @@ class ScriptedShard:
         self.epoch = 1
         self.port = 0
         self.routes_asked = 0
+        self.messages: list[m.ClientMessage] = []  # all that came in frames
+        self.welcome: m.ShardMessage = m.Welcome(m.VERSION, "sample-0", m.Limits())
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -81,16 +91,20 @@ class ScriptedShard:
         assert task is not None
         self._tasks.add(task)
         try:
-            while await self._one(reader, writer):
-                pass
+            first = await reader.readexactly(1)
+            if first == b"\0":
+                await self._frames(reader, writer)
+                return
+            while await self._one(reader, writer, first):
+                first = await reader.readexactly(1)
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             pass
         finally:
             self._tasks.discard(task)
             writer.close()
 
-    async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+    async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, first: bytes) -> bool:
+        head = (first + await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         method, target, _ = head[0].split(" ")
         headers = {line.split(":", 1)[0].lower(): line.split(":", 1)[1].strip() for line in head[1:] if line}
         body = await reader.readexactly(int(headers.get("content-length", "0")))
@@ -108,6 +122,45 @@ class ScriptedShard:
         await asyncio.sleep(step.delay)
         self._write(writer, step)
         return True
+
+    async def _frames(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answers frames; each request in a task of its own, as they come in any order."""
+        splitter = frames.Splitter()
+        steps: set[asyncio.Task[None]] = set()
+        data = b"\0"
+        try:
+            while data:
+                for body in splitter.feed(data):
+                    self._frame(read_message(body), writer, steps)
+                data = await reader.read(1 << 16)
+        finally:
+            for step in steps:
+                step.cancel()
+
+    def _frame(self, message: m.ClientMessage, writer: asyncio.StreamWriter, steps: set[Any]) -> None:
+        self.messages.append(message)
+        if isinstance(message, m.Hello):
+            writer.write(frames.encode(self.welcome))
+        elif isinstance(message, m.Request):
+            steps.add(asyncio.ensure_future(self._framed(message, writer)))
+
+    async def _framed(self, request: m.Request, writer: asyncio.StreamWriter) -> None:
+        step: Answer | Drop | Silence = Answer(document=self._route())
+        if isinstance(request, m.Route):
+            self.routes_asked += 1
+        else:
+            form = request_form("sample", request)
+            headers = {name.lower(): value for name, value in form.headers.items()}
+            self.seen.append(Seen(form.method, form.target, headers, form.body))
+            step = self.script.pop(0) if self.script else Answer()
+        if isinstance(step, Drop):
+            writer.close()
+        if isinstance(step, Drop | Silence):
+            return
+        await asyncio.sleep(step.delay)
+        body = step.document.encode() if isinstance(request, m.Get) else json.dumps(step.document).encode()
+        answer = read_answer(request, Reply(status=step.status, headers=step.headers, body=body))
+        writer.write(frames.encode(answer._replace(number=request.number)))
 
     def _route(self) -> dict[str, Any]:
         http = self.address if self.owner_http is None else self.owner_http

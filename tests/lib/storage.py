@@ -7,29 +7,38 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 from fencekv.token import Version
 from fencekv_shard.api import Change
+from fencekv_shard.executor import Done, Work
 from fencekv_shard.journal import ZERO_HASH, Entry, Ownership, ownership_entry, transaction_entry
 from fencekv_shard.replica import Replica
 from fencekv_shard.transaction import Delete, Put, Record, Write
 
-T = TypeVar("T")
 UID = "6a1f3c52-0000-4000-8000-000000000001"
 
 
 class Inline:
-    """Runs work at once."""
+    """Runs work at once; its caller learns of it in the next turn."""
 
-    async def run(self, work: Callable[[], T]) -> T:
-        return work()
+    def submit(self, work: Work, done: Done) -> None:
+        asyncio.get_running_loop().call_soon(done, *outcome(work))
+
+
+def outcome(work: Work) -> tuple[Any, BaseException | None]:
+    """What a writer thread would tell of the work."""
+    try:
+        return work(), None
+    except BaseException as error:
+        return None, error
 
 
 class Holding:
     """Runs work at once; while held, its caller learns of it only after `release`: the disk is ahead of memory."""
 
     def __init__(self) -> None:
+        self._waiting: list[tuple[asyncio.AbstractEventLoop, Done, tuple[Any, BaseException | None]]] = []
         self._released = asyncio.Event()
         self._released.set()
         self.held = asyncio.Event()
@@ -40,12 +49,17 @@ class Holding:
 
     def release(self) -> None:
         self._released.set()
+        while self._waiting:
+            loop, done, told = self._waiting.pop(0)
+            loop.call_soon(done, *told)
 
-    async def run(self, work: Callable[[], T]) -> T:
-        result = work()
+    def submit(self, work: Work, done: Done) -> None:
+        told = outcome(work)
         self.held.set()
-        await self._released.wait()
-        return result
+        if self._released.is_set():
+            asyncio.get_running_loop().call_soon(done, *told)
+        else:
+            self._waiting.append((asyncio.get_running_loop(), done, told))
 
 
 def ids() -> Callable[[], str]:

@@ -54,7 +54,7 @@ class Trio:
     kube: MemoryKube = field(default_factory=MemoryKube)
     clock: SystemClock = field(default_factory=SystemClock)
     shards: dict[str, Running] = field(default_factory=dict)
-    threads: WriterThreads = field(default_factory=WriterThreads)
+    threads: WriterThreads = field(default_factory=lambda: WriterThreads(clock=SystemClock().now))
     _ids: Any = field(default_factory=lambda: itertools.count(1))
 
     async def namespace(self, **lease: int) -> None:
@@ -81,7 +81,7 @@ class Trio:
             kube=self.kube,
             clock=self.clock,
             transport=TcpTransport(),
-            executor_of=self.threads.of,
+            executor=self.threads,
             new_id=lambda: f"{next(self._ids):016x}",
             on_fatal=fatal.append,
         )

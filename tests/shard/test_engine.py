@@ -250,8 +250,7 @@ async def test_a_client_that_goes_away_disturbs_nobody_else(tmp_path: Path) -> N
     await other
     last = world.replica.last.seq
     assert world.replica.read("a", last) is not None
-    assert world.replica.read("b", last) is None  # it had not begun
-    assert world.engine._queue_bytes == 0
+    assert world.replica.read("b", last) is not None  # what was taken is carried out
 
 
 # -- bounds
@@ -463,10 +462,10 @@ async def test_an_opening_that_met_a_full_disk_can_be_tried_again(
     store, whole = world.replica._store, world.replica._store.append
     failures = iter([False, True])
 
-    def sometimes(*args: Any, **options: Any) -> None:
+    def sometimes(*args: Any, **options: Any) -> Any:
         if next(failures, False):
             raise DiskFull("full")
-        whole(*args, **options)
+        return whole(*args, **options)
 
     monkeypatch.setattr(store, "append", sometimes)
     with pytest.raises(Exhausted):

@@ -181,7 +181,8 @@ async def test_a_replica_that_applied_what_is_lost_is_made_anew_under_another_id
     for pod in PODS[1:]:
         cut_off(trio, pod, uid)
     await first.submit(put("a", b"lost"), OPTIONS)  # acknowledged under `standard`, and nowhere else
-    await first._apply()
+    while await first.replica.apply_step():
+        pass
     before = first.replica.replica_id
     for pod in PODS[1:]:
         del replica_of(trio, pod, uid).lease_changed

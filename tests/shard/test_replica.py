@@ -31,8 +31,9 @@ from storage import (
     txn,
 )
 
+from fencekv.clock import SystemClock
 from fencekv.errors import Invalid
-from fencekv_shard import journal, limits, overlay, reader
+from fencekv_shard import journal, limits, reader
 from fencekv_shard.audit import audit
 from fencekv_shard.executor import WriterThreads
 from fencekv_shard.journal import ZERO_HASH, Entry, encode_entry, in_sync_entry
@@ -87,7 +88,7 @@ class ReplicaMachine(RuleBasedStateMachine):
         self.new_id = ids()
         self.patches = [
             mock.patch.object(limits, "APPLY_ENTRIES", 3),
-            mock.patch.object(overlay, "STEP_WRITES_MAX", 4),
+            mock.patch.object(limits, "APPLY_WRITES", 4),
             mock.patch.object(reader, "_PAGE_KEYS", 2),
             mock.patch.object(reader, "_CACHE_ENTRIES", 2),
         ]
@@ -335,7 +336,7 @@ async def test_a_promise_between_the_cheap_check_and_the_transaction_still_stops
 ) -> None:
     """The gate inside the transaction, alone: memory says yes, the disk says no."""
     replica = await filled(tmp_path, numbered(1))
-    replica._store.promise(2)
+    replica._store.promise(2).commit()
     assert replica.promised == 1
     with pytest.raises(PromiseMoved):
         await replica.append_own([txn(1)], epoch=1)
@@ -357,8 +358,8 @@ async def test_a_closed_epoch_stays_closed_after_opening_again(tmp_path: Path) -
 
 
 async def test_promises_and_appends_at_once_leave_no_append_past_the_promise(tmp_path: Path) -> None:
-    threads = WriterThreads(1)
-    replica = await Replica.open(tmp_path, UID, executor=threads.of(UID), new_id=ids())
+    threads = WriterThreads(clock=SystemClock().now, threads=1)
+    replica = await Replica.open(tmp_path, UID, executor=threads, new_id=ids())
     await replica.promise(1)
 
     async def append() -> None:
@@ -380,7 +381,7 @@ async def test_promises_and_appends_at_once_leave_no_append_past_the_promise(tmp
 
 async def test_nothing_is_cut_off_for_an_owner_that_is_no_longer_promised(tmp_path: Path) -> None:
     replica = await filled(tmp_path, numbered(3))
-    replica._store.promise(2)
+    replica._store.promise(2).commit()
     with pytest.raises(PromiseMoved):  # the gate inside the transaction, alone
         await replica.truncate(0, epoch=1)
     replica.abandon()
@@ -541,8 +542,8 @@ async def test_a_cancelled_opening_gives_its_lock_back(tmp_path: Path) -> None:
 
 
 async def test_reads_on_the_loop_agree_with_the_journal_while_a_thread_writes(tmp_path: Path) -> None:
-    threads = WriterThreads(1)
-    replica = await Replica.open(tmp_path, UID, executor=threads.of(UID), new_id=ids())
+    threads = WriterThreads(clock=SystemClock().now, threads=1)
+    replica = await Replica.open(tmp_path, UID, executor=threads, new_id=ids())
     await replica.promise(1)
     entries = [txn(at, Put(f"k{at % 7}", b"%d" % at)) for at in range(400)]
 

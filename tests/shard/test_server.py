@@ -282,6 +282,18 @@ async def test_health_readiness_metrics_and_report(node: FakeNode, ask: Asker) -
     assert document(await ask("GET", "/peer/v1/report")) == json.loads(json.dumps(node.report()))
 
 
+async def test_metrics_tell_how_late_renewals_are_and_what_opening_took(node: FakeNode, ask: Asker) -> None:
+    node.more = {"renewalLateness": {"buckets": [[0.005, 3], [1.0, 4]], "count": 5, "sum": 2.5}}
+    node.more_of_replicas = {"openSeconds": 0.25, "replayedEntries": 17}
+    text = (await ask("GET", "/metrics")).body.decode()
+    assert 'fencekv_session_renewal_lateness_seconds_bucket{le="0.005"} 3' in text
+    assert 'fencekv_session_renewal_lateness_seconds_bucket{le="+Inf"} 5' in text
+    assert "fencekv_session_renewal_lateness_seconds_sum 2.500000" in text
+    assert 'fencekv_partition_open_seconds{partition="orders-0",role="owner"} 0.250000' in text
+    assert 'fencekv_partition_replayed_entries{partition="orders-0",role="owner"} 17' in text
+    assert "fencekv_partition_overlay_bytes{" not in text
+
+
 async def test_the_openapi_document_lists_the_routes_their_parameters_and_nothing_else(ask: Asker) -> None:
     described = document(await ask("GET", "/openapi.json"))
     paths = described["paths"]

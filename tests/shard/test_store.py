@@ -26,6 +26,7 @@ from fencekv_shard import folder as files
 from fencekv_shard import store as store_module
 from fencekv_shard.folder import Lock
 from fencekv_shard.journal import Entry, encode_entry
+from fencekv_shard.rows import batch_of
 from fencekv_shard.state import EpochEnd, Position, State, appended, decode_state, encode_state
 from fencekv_shard.store import (
     BelowApplied,
@@ -36,7 +37,6 @@ from fencekv_shard.store import (
     StalePromise,
     Store,
     UnknownFormat,
-    batch_of,
 )
 from fencekv_shard.transaction import Delete, Put
 
@@ -56,12 +56,12 @@ def store(tmp_path: Path) -> Iterator[Store]:
 def put(store: Store, entries: Sequence[Entry], *, promised: int = 1) -> None:
     pairs = [(entry, encode_entry(entry)) for entry in entries]
     state, records = appended(store.state, pairs, commit_seq=store.state.commit_seq)
-    store.append(records, state, promised=promised)
+    store.append(records, state, promised=promised).commit()
 
 
 def apply(store: Store, entries: Sequence[Entry]) -> None:
     seq = entries[-1].seq
-    store.apply(batch_of(entries), replace(store.state, applied_seq=seq, commit_seq=seq))
+    store.apply(batch_of(entries), replace(store.state, applied_seq=seq, commit_seq=seq)).commit()
 
 
 # -- the gate inside the transaction --------------------------------------------------------------------------
@@ -70,10 +70,10 @@ def apply(store: Store, entries: Sequence[Entry]) -> None:
 def test_an_append_under_an_epoch_that_is_no_longer_promised_writes_nothing(store: Store) -> None:
     put(store, [txn(0)])
     believed = store.state
-    store.promise(2)
+    store.promise(2).commit()
     state, records = appended(believed, [(txn(1), encode_entry(txn(1)))], commit_seq=-1)
     with pytest.raises(PromiseMoved) as refused:
-        store.append(records, state, promised=1)
+        store.append(records, state, promised=1).commit()
     assert (refused.value.epoch, refused.value.promised) == (1, 2)
     assert store.last_seq() == 0
     assert store.state == replace(believed, promised=2)
@@ -92,22 +92,22 @@ def test_the_promise_that_counts_is_the_one_on_disk(store: Store) -> None:
 
 def test_an_append_under_a_closed_epoch_writes_nothing(store: Store) -> None:
     put(store, [txn(0)])
-    store.close_epoch(1)
+    store.close_epoch(1).commit()
     with pytest.raises(PromiseMoved):
         put(store, [txn(1)])
     assert store.last_seq() == 0
-    store.promise(2)
+    store.promise(2).commit()
     put(store, [txn(1, epoch=2)], promised=2)
     assert store.last_seq() == 1
 
 
 def test_promises_and_closed_epochs_only_rise(store: Store) -> None:
-    store.promise(5)
-    store.promise(5)
+    store.promise(5).commit()
+    store.promise(5).commit()
     with pytest.raises(StalePromise):
-        store.promise(4)
-    store.close_epoch(5)
-    store.close_epoch(3)
+        store.promise(4).commit()
+    store.close_epoch(5).commit()
+    store.close_epoch(3).commit()
     assert (store.state.promised, store.state.closed_epoch) == (5, 5)
 
 
@@ -118,7 +118,7 @@ def test_a_record_that_does_not_follow_the_last_on_disk_is_our_bug(store: Store)
         believed, _ = appended(State(replica_id="a3f0", promised=1), _pairs(seq), commit_seq=-1)
         state, records = appended(believed, [(txn(seq), encode_entry(txn(seq)))], commit_seq=-1)
         with pytest.raises(AssertionError):
-            store.append(records, state, promised=1)
+            store.append(records, state, promised=1).commit()
         assert (store.last_seq(), store.state) == (0, disk)
 
 
@@ -158,8 +158,8 @@ def test_after_a_failed_commit_nothing_is_written_any_more(tmp_path: Path) -> No
         put(store, [txn(1, Put("big", bytes(1 << 20)))])
     for write in (
         lambda: put(store, [txn(1)]),
-        lambda: store.promise(7),
-        lambda: store.cut(-1, State(replica_id=""), promised=1),
+        lambda: store.promise(7).commit(),
+        lambda: store.cut(-1, State(replica_id=""), promised=1).commit(),
     ):
         with pytest.raises(CommitFailed):
             write()
@@ -173,13 +173,13 @@ def test_after_a_failed_commit_nothing_is_written_any_more(tmp_path: Path) -> No
 def test_a_cut_removes_exactly_what_is_above(store: Store) -> None:
     put(store, [txn(at) for at in range(5)])
     two, _ = appended(State(replica_id="a3f0", promised=1), _pairs(2), commit_seq=-1)
-    store.cut(1, two, promised=1)
+    store.cut(1, two, promised=1).commit()
     assert store.last_seq() == 1
     assert len(store.records(0, count_max=10, bytes_max=1 << 20)) == 2
     put(store, [txn(2, Put("other", b""))])
     apply(store, [txn(0), txn(1), txn(2, Put("other", b""))])
     with pytest.raises(BelowApplied):
-        store.cut(1, two, promised=1)
+        store.cut(1, two, promised=1).commit()
     assert store.last_seq() == 2
 
 
@@ -233,7 +233,7 @@ Store.create(path, State(replica_id="a3f0", promised=1))
 store = Store.open(path)
 for seq in range(1_000_000):
     state, records = appended(store.state, [(txn(seq), encode_entry(txn(seq)))], commit_seq=-1)
-    store.append(records, state, promised=1)
+    store.append(records, state, promised=1).commit()
     print(seq, flush=True)
 """
 
@@ -386,9 +386,9 @@ def test_a_crash_while_seeding_anew_loses_no_promise(
 ) -> None:
     new_id = ids()
     old = files.open_or_create(tmp_path, UID, new_id=new_id)
-    old.promise(4)
+    old.promise(4).commit()
     put(old, [owner(0, epoch=4)], promised=4)
-    old.close_epoch(3)
+    old.close_epoch(3).commit()
     old_id = old.state.replica_id
     old.close()
     with monkeypatch.context() as patch:
@@ -415,7 +415,7 @@ def test_a_promise_outlives_the_loss_of_the_environment_that_made_it(tmp_path: P
     """Somebody removed the environment; what it had promised when it was set aside still counts."""
     new_id = ids()
     store = files.open_or_create(tmp_path, UID, new_id=new_id)
-    store.promise(6)
+    store.promise(6).commit()
     store.close()
     files.replace_environment(tmp_path, UID, new_id=new_id, promised=5).close()
     shutil.rmtree(tmp_path / UID)

@@ -1,4 +1,4 @@
-"""Following an owner, message by message, and what a pod remembers besides its replicas."""
+"""Following an owner, message by message."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from storage import UID, open_replica, txn
 
 from fencekv.leases import Session
 from fencekv_shard.journal import ZERO_HASH, chain_hash, encode_entry, leaf_hash
-from fencekv_shard.memory import PodMemory
 from fencekv_shard.peer import ChannelClosed, Message
 from fencekv_shard.replica import Replica
 from fencekv_shard.tail import Link
@@ -163,37 +162,3 @@ async def test_a_commit_beyond_what_is_here_is_not_believed(standby: Standby) ->
 async def test_a_malformed_message_is_no_reason_to_end_the_process(standby: Standby, message: Message) -> None:
     await standby.hears(*message)
     assert standby.follower.replica.last.seq == -1
-
-
-# -- what a pod remembers
-
-
-async def test_a_full_disk_does_not_end_a_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    memory = PodMemory(tmp_path, epochs=dict)
-
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(memory, "_write", full)
-    memory.remember(7)
-    assert memory.renewal == 7
-    with pytest.raises(OSError, match="No space"):
-        memory.suspect()
-    memory.close()
-
-
-async def test_suspicion_outlives_the_process_until_a_higher_epoch_is_granted(tmp_path: Path) -> None:
-    memory = PodMemory(tmp_path, epochs=lambda: {"uid": 4})
-    memory.remember(7)
-    memory.suspect()
-    memory.remember(8)
-    memory.close()
-    again = PodMemory(tmp_path, epochs=dict)
-    assert (again.renewal, again.is_suspect("uid")) == (8, True)
-    again.granted("uid", 4)
-    assert again.is_suspect("uid")
-    again.granted("uid", 5)
-    again.close()
-    last = PodMemory(tmp_path, epochs=dict)
-    assert not last.is_suspect("uid")
-    last.close()

@@ -24,6 +24,7 @@ COMMANDS: Final = {
     "txn": ("fencekv.cli.txn", "txn", "Compare, then do one thing or the other, atomically."),
     "history": ("fencekv.cli.pages", "history", "Show the versions of a key, newest first."),
     "route": ("fencekv.cli.pages", "route", "Show who owns the partitions of a table."),
+    "bench": ("fencekv.cli.bench", "bench", "Measure puts through this SDK."),
     "completion": ("fencekv.cli.completion", "completion", "Print the completion script of a shell."),
 }
 

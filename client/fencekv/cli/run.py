@@ -60,6 +60,7 @@ def client_options(function: Callable[..., Any]) -> Callable[..., Any]:
         kube_namespace: str,
         kubeconfig: str,
         endpoint: tuple[str, ...],
+        transport: Any,
         timeout: float,
         output: str | None,
         **arguments: Any,
@@ -73,6 +74,7 @@ def client_options(function: Callable[..., Any]) -> Callable[..., Any]:
                 endpoints=endpoint,
                 kubeconfig=kubeconfig,
                 kube_namespace=kube_namespace,
+                transport=transport or "",
                 settings=Settings(timeout_seconds=timeout),
             )
 
@@ -89,6 +91,12 @@ def client_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--kubeconfig", default="", type=click.Path(), help="How to reach the cluster."),
         click.option(
             "--endpoint", multiple=True, help="host:port of a shard, repeatable [default: $FENCEKV_ENDPOINT]."
+        ),
+        click.option(
+            "--transport",
+            type=click.Choice(["frames", "http"]),
+            default=None,
+            help="How shards are asked [default: $FENCEKV_TRANSPORT, or frames].",
         ),
         click.option(
             "--timeout",

@@ -16,15 +16,16 @@ import contextlib
 import errno
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 from unittest import mock
 
+from fencekv_shard.executor import Done, Work
 from fencekv_shard.folder import Lock
 from fencekv_shard.memory import PodMemory
-from fencekv_shard.store import DiskFull, Store
+from fencekv_shard.state import State
+from fencekv_shard.store import DiskFull, Prepared, Store
 from simulation.loop import SimulationLoop, current_process, require_alive
-
-T = TypeVar("T")
+from storage import outcome
 
 # What closes each kind of thing that a process can have open on a disk.
 _CLOSERS: Final[tuple[tuple[type[Any], str], ...]] = (
@@ -54,22 +55,20 @@ class SimExecutor:
         self._chance = loop.rng(f"disk-{name}")
         self._disks = disks
 
-    async def run(self, work: Callable[[], T]) -> T:
+    def submit(self, work: Work, done: Done) -> None:
         """Does the work at one moment of virtual time."""
+        asyncio.get_running_loop().create_task(self._run(work, done))
+
+    async def _run(self, work: Work, done: Done) -> None:
         require_alive()
         await asyncio.sleep(self._seconds(self._disks.before_max))
         require_alive()
-        result = work()
+        result, failed = outcome(work)
         process = current_process()
         if process is not None and process.name in self._disks.after_commit:
             self._disks.after_commit.pop(process.name)()
         await asyncio.sleep(self._seconds(self._disks.after_max))
-        return result
-
-    def of(self, uid: str) -> SimExecutor:
-        """All partitions of a shard share it; `WriterThreads` has the same method."""
-        assert uid, "a partition has an identity"
-        return self
+        done(result, failed)
 
     def _seconds(self, longest: float) -> float:
         if self._chance.random() < self._disks.slow_chance:
@@ -89,21 +88,28 @@ def simulated(disks: Disks) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _failing(disks: Disks) -> Iterator[None]:
-    transact = Store._transact
+    begin, commit = Store._begin, Prepared.commit
 
-    def troubled(self: Store, *args: Any, **named: Any) -> Any:
-        process = current_process()
-        host = process.host if process is not None else ""
-        if host in disks.full:
+    def cramped(self: Store, *args: Any, **named: Any) -> Prepared:
+        if _host() in disks.full:
             raise DiskFull("no room")
+        return begin(self, *args, **named)
+
+    def troubled(self: Prepared) -> State:
+        host = _host()
         if host in disks.failing:
             if disks.failing.pop(host):
-                transact(self, *args, **named)
-            raise self._fail(OSError(errno.EIO, "input/output error"))
-        return transact(self, *args, **named)
+                commit(self)
+            raise self._store._fail(OSError(errno.EIO, "input/output error"))
+        return commit(self)
 
-    with mock.patch.object(Store, "_transact", troubled):
+    with mock.patch.object(Store, "_begin", cramped), mock.patch.object(Prepared, "commit", troubled):
         yield
+
+
+def _host() -> str:
+    process = current_process()
+    return process.host if process is not None else ""
 
 
 @contextlib.contextmanager

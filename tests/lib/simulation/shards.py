@@ -15,7 +15,6 @@ from fencekv.leases import Session
 from fencekv.token import Token
 from fencekv_operator.reports import MalformedReport, Report
 from fencekv_shard.api import Consistency, Options
-from fencekv_shard.memory import DataFolderInUse
 from fencekv_shard.node import Node, NodeConfig
 from fencekv_shard.partition import Partition
 from fencekv_shard.session import SessionOver
@@ -60,25 +59,22 @@ class Shard:
         """Serves until it is told to stop, or its session is over; ends the process with the real statuses."""
         ids = self.loop.rng(f"ids-{self.session}")
         executor = SimExecutor(self.loop, str(self.session), self.disks)
-        try:
-            self.node = Node(
-                NodeConfig(
-                    kvns=KVNS,
-                    namespace=NAMESPACE,
-                    session=self.session,
-                    data=self.data,
-                    http=self.http,
-                    peer=f"{self.process.host}:7071",
-                ),
-                kube=self.api.kube(self.process),
-                clock=self.clock,
-                transport=self.network.transport(self.process),
-                executor_of=executor.of,
-                new_id=lambda: f"{ids.getrandbits(64):016x}",
-                on_fatal=self._fatal,
-            )
-        except DataFolderInUse as error:
-            raise SystemExit(75) from error
+        self.node = Node(
+            NodeConfig(
+                kvns=KVNS,
+                namespace=NAMESPACE,
+                session=self.session,
+                data=self.data,
+                http=self.http,
+                peer=f"{self.process.host}:7071",
+            ),
+            kube=self.api.kube(self.process),
+            clock=self.clock,
+            transport=self.network.transport(self.process),
+            executor=executor,
+            new_id=lambda: f"{ids.getrandbits(64):016x}",
+            on_fatal=self._fatal,
+        )
         self.network.serve(self.process, self.http, self._answer)
         try:
             drained = await self._until_stopped(self.node)

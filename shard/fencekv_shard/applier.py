@@ -1,0 +1,88 @@
+"""When the derived tables of a replica follow its journal.
+
+Below `APPLY_FILL` of the overlay one waits for a quiet moment: a step holds up the rounds for its commit. Above
+it, steps and rounds take turns, so that the overlay stays within its limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fencekv_shard import limits
+from fencekv_shard.replica import Closed, Replica
+from fencekv_shard.store import CommitFailed, DiskFull
+
+logger = logging.getLogger(__name__)
+
+
+class Applier:
+    """Applies what is committed, for one partition.
+
+    Args:
+        replica: gives the replica of the moment.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        replica: Callable[[], Replica],
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
+        on_fatal: Callable[[BaseException], None],
+    ) -> None:
+        self._name, self._replica = name, replica
+        self._spawn, self._on_fatal = spawn, on_fatal
+        self._timer: asyncio.TimerHandle | None = None
+        self._seen = -1  # commit_seq when the timer was set
+        self._applying = False
+        self._stopped = False
+
+    def progressed(self) -> None:
+        """commit_seq rose."""
+        replica = self._replica()
+        if self._applying or self._stopped or not replica.needs_apply:
+            return
+        if replica.overlay_fill >= limits.APPLY_FILL:
+            self._begin(everything=False)
+        elif self._timer is None:
+            self._wait()
+
+    def stop(self) -> None:
+        """Begins no further step."""
+        self._stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _wait(self) -> None:
+        self._seen = self._replica().commit_seq
+        self._timer = asyncio.get_running_loop().call_later(limits.APPLY_IDLE_SECONDS, self._waited)
+
+    def _waited(self) -> None:
+        self._timer = None
+        if self._applying or self._stopped:
+            return
+        if self._replica().commit_seq == self._seen:
+            self._begin(everything=True)
+        else:
+            self._wait()  # not quiet yet
+
+    def _begin(self, *, everything: bool) -> None:
+        self._applying = True
+        self._spawn(self._apply(everything=everything))
+
+    async def _apply(self, *, everything: bool) -> None:
+        try:
+            while not self._stopped and (everything or self._replica().overlay_fill >= limits.APPLY_FILL):
+                if await self._replica().apply_step() == 0:
+                    break
+        except (DiskFull, Closed) as error:
+            logger.warning("%s: not applied: %s", self._name, error)
+        except CommitFailed as error:
+            self._on_fatal(error)
+        finally:
+            self._applying = False
+        if not self._stopped and self._timer is None and self._replica().needs_apply:
+            self._wait()

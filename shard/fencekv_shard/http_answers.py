@@ -1,0 +1,165 @@
+"""Answers as HTTP has them: status, headers, and a document or bytes. Pure.
+
+Invariants:
+  * Headers name the partition, its token and its epoch wherever the answer is about one partition.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from fencekv import wire
+from fencekv.codec import encode
+from fencekv.errors import ERRORS, FenceKVError
+from fencekv.partitioning import RangePartitioning
+from fencekv_shard.api import Item
+from fencekv_shard.calls import Answer, Failed, Found, Histories, Listed, Relayed, Routes, WriteKind, Written
+from fencekv_shard.transaction import DeleteResult
+from fencekv_shard.txn_document import result_document
+
+Document = Mapping[str, Any]
+_Told = Found | Written | Listed | Histories | Routes | Failed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpAnswer:
+    """An answer of HTTP. A mapping is a document that is still to be encoded; `value` members are bytes in it."""
+
+    status: int
+    body: bytes | Document
+    content_type: str = ""  # of bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+    outcome: str = "ok"  # or the error's name, for the counters
+
+
+def problem(error: FenceKVError, headers: Mapping[str, str] | None = None) -> HttpAnswer:
+    """The answer that an error is."""
+    return HttpAnswer(status=error.status, body=error.to_problem(), headers=headers or {}, outcome=error.name)
+
+
+def render(answer: Answer) -> HttpAnswer:
+    """A call's answer."""
+    if isinstance(answer, Relayed):
+        assert isinstance(answer.reply, HttpAnswer), answer.reply
+        return answer.reply
+    headers = _headers(answer)
+    if isinstance(answer, Failed):
+        if answer.durability is not None:
+            headers[wire.DURABILITY] = answer.durability
+        return problem(answer.error, headers)
+    if isinstance(answer, Found):
+        headers[wire.VERSION] = str(answer.record.version)
+        return HttpAnswer(status=200, body=answer.record.value, content_type=wire.OCTETS, headers=headers)
+    if isinstance(answer, Written):
+        headers[wire.DURABILITY] = answer.durability
+        if answer.version is not None:
+            headers[wire.VERSION] = str(answer.version)
+        return HttpAnswer(status=200, body=_written(answer), headers=headers)
+    if isinstance(answer, Listed):
+        if answer.seq is not None:
+            headers[wire.SEQ] = str(answer.seq)
+        return HttpAnswer(status=200, body=_listed(answer), headers=headers)
+    if isinstance(answer, Histories):
+        return HttpAnswer(status=200, body=_histories(answer), headers=headers)
+    assert isinstance(answer, Routes), answer
+    return HttpAnswer(status=200, body=_routes(answer))
+
+
+def content(answer: HttpAnswer, *, cbor: bool) -> tuple[bytes, dict[str, str]]:
+    """Body and headers as they are sent; `cbor`: a document goes in the form that the request came in."""
+    headers = dict(answer.headers)
+    document, content_type = answer.body, answer.content_type
+    if isinstance(document, bytes):
+        body = document
+    else:
+        if cbor and answer.status < 400:
+            body, content_type = encode(document), wire.CBOR
+        else:
+            content_type = wire.PROBLEM if "title" in document else wire.JSON
+            flat = all(type(member) is str for member in document.values())  # most answers to writes
+            shaped = document if flat else wire.json_form(document)
+            # What a problem quotes of a request need be no text: a header may hold any bytes.
+            body = json.dumps(shaped, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
+        if answer.status == _METHOD_NOT_ALLOWED:
+            headers["Allow"] = str(document["allow"])
+        seconds = ERRORS[answer.outcome].retry_after_seconds if answer.outcome in ERRORS else None
+        if seconds is not None:
+            headers["Retry-After"] = str(math.ceil(seconds))
+    headers["Content-Type"] = content_type
+    return body, headers
+
+
+_METHOD_NOT_ALLOWED: Final = 405
+
+
+def _headers(answer: _Told) -> dict[str, str]:
+    if not answer.partition:
+        return {}
+    headers = {wire.PARTITION: answer.partition}
+    if answer.token is not None:
+        headers[wire.TOKEN] = str(answer.token)
+    headers[wire.EPOCH] = str(answer.epoch)
+    return headers
+
+
+def _written(answer: Written) -> Document:
+    effect = answer.effect
+    body: dict[str, Any] = {
+        "version": str(answer.version) if answer.version else None,
+        "token": str(answer.token),
+        "partition": answer.partition,
+    }
+    if answer.kind is WriteKind.DELETE:
+        result = effect.results[0]
+        assert isinstance(result, DeleteResult), result
+        body = {"existed": result.existed, **body}
+    elif answer.kind is WriteKind.TXN:
+        results = [result_document(result, answer.version) for result in effect.results]
+        body = {"succeeded": effect.succeeded, "results": results, **body}
+    return body
+
+
+def _listed(answer: Listed) -> Document:
+    body: dict[str, Any] = {"items": [_item(item) for item in answer.items], "cursor": answer.cursor or None}
+    if answer.tokens is not None:
+        return {**body, "tokens": {name: str(token) for name, token in answer.tokens.items()}}
+    return {**body, "token": str(answer.token), "partition": answer.partition}
+
+
+def _item(item: Item) -> Document:
+    return {"key": item.key, "value": item.record.value, "version": str(item.record.version)}
+
+
+def _histories(answer: Histories) -> Document:
+    items: list[dict[str, Any]] = [
+        {"version": str(change.version)} | ({"deleted": True} if change.value is None else {"value": change.value})
+        for change in answer.changes
+    ]
+    return {
+        "items": items,
+        "cursor": answer.cursor or None,
+        "token": str(answer.token),
+        "partition": answer.partition,
+    }
+
+
+def _routes(answer: Routes) -> Document:
+    how: dict[str, Any] = {"strategy": "hash", "count": answer.partitioning.count}
+    if isinstance(answer.partitioning, RangePartitioning):
+        how = {"strategy": "range", "splitPoints": list(answer.partitioning.split_points)}
+    partitions = [
+        {
+            "partition": route.partition,
+            "index": route.index,
+            "epoch": route.epoch,
+            "owner": route.owner or None,
+            "http": route.http or None,
+            "token": None if token is None else str(token),
+        }
+        for route, token in answer.routes
+    ]
+    return {"partitions": partitions, "partitioning": how}

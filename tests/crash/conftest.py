@@ -1,0 +1,3 @@
+from crash.fixtures import library, scratch
+
+__all__ = ["library", "scratch"]
