@@ -7,8 +7,7 @@ enough: after a loss of unshipped writes, numbers are used again under a higher 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 from fencekv.errors import Invalid
 
@@ -16,8 +15,7 @@ NUMBER_MAX = 2**63 - 1
 _SHAPE = re.compile(r"(0|[1-9][0-9]{0,18})\.(0|[1-9][0-9]{0,18})", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class _Numbered:
+class _Numbered(NamedTuple):  # not a dataclass: two are made for each request
     epoch: int
     number: int
 
@@ -40,6 +38,10 @@ class _Numbered:
 class Token(_Numbered):
     """What a client carries for read-your-writes: epoch and txid."""
 
+    __slots__ = ()
+
 
 class Version(_Numbered):
     """The transaction that wrote a key: epoch and seq."""
+
+    __slots__ = ()

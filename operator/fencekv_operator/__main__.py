@@ -122,9 +122,9 @@ class Operator:
             on_change=self._reconciler.on_change,
         )
 
-    def _facts(self, namespace: str) -> Mapping[str, PartitionFacts]:
+    def _facts(self, namespace: str, partition: str) -> PartitionFacts | None:
         # The loop and the reconciler know of each other; the reconciler is made first.
-        return self._failover.facts(namespace)
+        return self._failover.facts(namespace, partition)
 
     async def run(self) -> int:
         """Runs until a signal or until a part ends; gives the exit status."""

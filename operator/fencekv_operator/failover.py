@@ -130,9 +130,9 @@ class Failover:
             await self._guarded(informer.run(), "an informer")
             await asyncio.sleep(TICK_SECONDS)
 
-    def facts(self, namespace: str) -> dict[str, PartitionFacts]:
-        """What is known of every partition of a Kubernetes namespace, by UID."""
-        return self._knows.facts(namespace)
+    def facts(self, namespace: str, partition: str) -> PartitionFacts | None:
+        """What is known of a partition; None: it is not known itself."""
+        return self._knows.facts((namespace, partition))
 
     # Hints: where to look, and when. Never proof.
 

@@ -244,28 +244,25 @@ class Knowledge:
             cleared=self._cleared_under(lease) if lease else frozenset(),
         )
 
-    def facts(self, namespace: str) -> dict[str, PartitionFacts]:
-        """Every partition of a Kubernetes namespace, for the reconciler."""
-        found: dict[str, PartitionFacts] = {}
-        book = self.book(namespace)
-        for key in sorted(self.partitions):
-            if key[0] != namespace:
-                continue
-            partition, lease = self.partitions[key], self.leases.get(key)
-            if lease is not None and lease.partition_uid != partition.uid:
-                lease = None
-            track = book.tracks.get(lease.session) if lease and lease.session else None
-            trouble, detail = self.troubles.get(partition.uid, (Trouble.NONE, ""))
-            found[partition.uid] = PartitionFacts(
-                name=partition.name,
-                uid=partition.uid,
-                lease=lease,
-                owner_alive=track is not None and track.held and track.session not in book.over,
-                replicas=tuple(self._replica_facts(partition)),
-                trouble=trouble,
-                detail=detail,
-            )
-        return found
+    def facts(self, key: Key) -> PartitionFacts | None:
+        """What is known of a partition, for the reconciler; None: it is not known itself."""
+        partition, lease = self.partitions.get(key), self.leases.get(key)
+        if partition is None:
+            return None
+        if lease is not None and lease.partition_uid != partition.uid:
+            lease = None
+        book = self.book(partition.namespace)
+        track = book.tracks.get(lease.session) if lease and lease.session else None
+        trouble, detail = self.troubles.get(partition.uid, (Trouble.NONE, ""))
+        return PartitionFacts(
+            name=partition.name,
+            uid=partition.uid,
+            lease=lease,
+            owner_alive=track is not None and track.held and track.session not in book.over,
+            replicas=tuple(self._replica_facts(partition)),
+            trouble=trouble,
+            detail=detail,
+        )
 
     def _replica_facts(self, partition: Partition) -> Iterable[ReplicaFacts]:
         for pod in sorted(self.pods_of(partition)):

@@ -5,7 +5,8 @@ comes back when something changed, something failed, or a minute passed.
 
 Invariants:
   * It acts only while this operator leads. Who begins to lead lists everything first.
-  * A plan is carried out in its order and given up at the first action that fails.
+  * A plan is carried out in its order and given up at the first action that fails. Only the partitions of a table,
+    of which none waits for another one, are made side by side.
   * A key is worked on by one worker at a time, and so are all tables of a KVNamespace, which share its quota and
     its pods.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from fencekv.clock import Chance, Clock
@@ -54,6 +55,7 @@ TABLE: Final = "table"
 PARTITION: Final = "partition"
 
 WORKERS: Final = 8
+CREATIONS_AT_ONCE: Final = 16
 RESYNC_SECONDS: Final = 60.0
 LEAD_POLL_SECONDS: Final = 0.25
 LIST_SECONDS: Final = 10.0
@@ -64,8 +66,6 @@ NAMESPACE_DELAY_SECONDS: Final = 0.2
 SETTLING_SECONDS: Final = 30.0
 # What is not ready is looked at again, because the failover loop tells us of what it did, not of all it waits for.
 UNREADY_SECONDS: Final = 1.0
-# The facts of a Kubernetes namespace are one table; it is not made anew for each of its partitions.
-FACTS_SECONDS: Final = 0.2
 # A refusal that may be a race is shown in the status only when it repeats.
 RACES_MAX: Final = 3
 
@@ -92,13 +92,13 @@ class Reconciler:
         clock: Clock,
         chance: Chance,
         operator: OperatorSettings,
-        facts: Callable[[str], Mapping[str, PartitionFacts]],
+        facts: Callable[[str, str], PartitionFacts | None],
         leading: Callable[[], bool],
         post: Callable[[Notice], None],
         kube_namespace: str | None = None,
         resync_seconds: float = RESYNC_SECONDS,
     ) -> None:
-        """`kube_namespace` None: all of them."""
+        """`facts` of a partition, by Kubernetes namespace and name. `kube_namespace` None: all of them."""
         self.cache = Cache()
         self.queue: WorkQueue[Key] = WorkQueue(chance=chance)
         self.performed = self.failed = 0
@@ -109,7 +109,6 @@ class Reconciler:
         self._errors: dict[Key, str] = {}
         self._failovers: dict[str, Failover] = {}  # by partition UID, until a status shows it
         self._refresh: set[Key] = set()
-        self._known: dict[str, tuple[float, Mapping[str, PartitionFacts]]] = {}
         self._locks: dict[tuple[str, str], asyncio.Lock] = {}
         self._synced = False
 
@@ -125,7 +124,6 @@ class Reconciler:
 
     def on_change(self, namespace: str, partition: str) -> None:
         """The failover loop knows something new of a partition."""
-        self._known.pop(namespace, None)
         self.queue.add((PARTITION, namespace, partition))
 
     def on_transition(self, namespace: str, transition: Transition) -> None:
@@ -155,7 +153,6 @@ class Reconciler:
             listing = await self._kube.list(resource, self._kube_namespace, labels=labels, timeout=LIST_SECONDS)
             self.cache.relisted(resource, listing.items, since=since, namespace=self._kube_namespace)
         self._synced = True
-        self._known.clear()
         for resource, sort in ((KV_NAMESPACES, NAMESPACE), (KV_TABLES, TABLE), (KV_PARTITIONS, PARTITION)):
             for obj in self.cache.all(resource):
                 key = (sort, obj["metadata"]["namespace"], obj["metadata"]["name"])
@@ -181,13 +178,14 @@ class Reconciler:
             await self._act(key)
 
     async def _act(self, key: Key) -> None:
-        for action in self._plan(key):
-            try:
-                await self._performer.perform(action)
-            except (KubeError, Unclear) as error:
-                await self._failed(key, action, error)
-                raise
-            self.performed += not isinstance(action, Emit)
+        for actions in _batches(self._plan(key)):
+            done = await asyncio.gather(*map(self._performer.perform, actions), return_exceptions=True)
+            for action, error in zip(actions, done, strict=True):
+                if isinstance(error, KubeError | Unclear):
+                    await self._failed(key, action, error)
+                self.performed += error is None and not isinstance(action, Emit)
+            for error in filter(None, done):
+                raise error
         if self._errors.pop(key, ""):
             self.queue.add(key)  # The status still shows the error.
 
@@ -309,22 +307,16 @@ class Reconciler:
             failover = None
             del self._failovers[uid]
         table = self.cache.get(KV_TABLES, namespace, partition["spec"]["table"])
+        facts = self._facts(namespace, name)
         return plan.PartitionSeen(
             name=name,
             namespace=namespace,
             partition=partition,
             table_gone=table is None or table["metadata"]["uid"] != plan.owner_uid(partition),
-            facts=self._facts_of(namespace).get(uid),
+            facts=facts if facts is not None and facts.uid == uid else None,
             failover=failover,
             refresh=refresh,
         )
-
-    def _facts_of(self, namespace: str) -> Mapping[str, PartitionFacts]:
-        made_at, facts = self._known.get(namespace, (float("-inf"), {}))
-        if self._clock.now() - made_at >= FACTS_SECONDS:
-            facts = self._facts(namespace)
-            self._known[namespace] = self._clock.now(), facts
-        return facts
 
     def _age_seconds(self, obj: Object | None) -> float:
         """How old an object is by the server's wall clock and ours; negative where they disagree."""
@@ -372,6 +364,22 @@ class Reconciler:
         for table in self.cache.of_kvns(KV_TABLES, namespace, kvns):
             key = (TABLE, namespace, table["metadata"]["name"])
             self.queue.add(key, delay_seconds=TABLE_DELAY_SECONDS)
+
+
+def _batches(actions: Iterable[Action]) -> Iterator[list[Action]]:
+    """One action each, but for runs of new partitions."""
+    batch: list[Action] = []
+    for action in actions:
+        creates = isinstance(action, Create) and action.resource is KV_PARTITIONS
+        if batch and (not creates or len(batch) == CREATIONS_AT_ONCE):
+            yield batch
+            batch = []
+        if creates:
+            batch.append(action)
+        else:
+            yield [action]
+    if batch:
+        yield batch
 
 
 def _is_of(partition: Mapping[str, Any], namespace: str, table: str) -> bool:

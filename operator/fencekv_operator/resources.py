@@ -232,6 +232,7 @@ def partition_spec(table: TableSettings, *, index: int, replicas: Sequence[str])
         "durability": table.durability,
         "minInSync": table.min_in_sync,
         "maxUnshippedSeconds": table.max_unshipped_seconds,
+        "history": {"windowSeconds": table.history_seconds},
         "replicas": list(replicas),
         "limits": dict(table.limits),
         "deletionPolicy": table.deletion_policy,

@@ -152,6 +152,7 @@ class TableSettings:
     standbys: int
     min_in_sync: int
     max_unshipped_seconds: int
+    history_seconds: int  # 0: everything is kept
     limits: Object
     deletion_policy: str
 
@@ -179,6 +180,7 @@ class TableSettings:
             standbys=standbys,
             min_in_sync=min(int(spec.get("minInSync", kvns.min_in_sync)), standbys),
             max_unshipped_seconds=int(spec.get("maxUnshippedSeconds", 1)),
+            history_seconds=int((spec.get("history") or {}).get("windowSeconds", 0)),
             limits={"valueBytesMax": VALUE_BYTES_MAX, "keyPattern": "", **(spec.get("limits") or {})},
             deletion_policy=spec.get("deletionPolicy", RETAIN),
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from fencekv.errors import FenceKVError
 from fencekv.partitioning import Partitioning
@@ -41,8 +41,7 @@ class Options:
     epoch: int | None = None  # the highest epoch that the client saw; None: it has seen none
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Committed:
+class Committed(NamedTuple):
     """A transaction that was acknowledged. `version` None: it wrote nothing. `writes`: effect.writes have it."""
 
     effect: Effect
@@ -50,8 +49,7 @@ class Committed:
     token: Token
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReadAnswer:
+class ReadAnswer(NamedTuple):
     """A key at a token. `record` None: absent."""
 
     record: Record | None
@@ -144,6 +142,11 @@ class Partition(Protocol):
     @property
     def name(self) -> str:
         """The KVPartition's name."""
+        ...
+
+    @property
+    def durability(self) -> Durability:
+        """What writes are acknowledged under, unless they ask for more."""
         ...
 
     def begin(self, transaction: Transaction, options: Options, waiter: Waiter) -> None:

@@ -12,8 +12,9 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fencekv_shard import limits
-from fencekv_shard.replica import Closed, Replica
+from fencekv_shard.replica import Replica
 from fencekv_shard.store import CommitFailed, DiskFull
+from fencekv_shard.view import Closed
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +24,7 @@ class Applier:
 
     Args:
         replica: gives the replica of the moment.
+        on_applied: called when some steps have ended.
     """
 
     def __init__(
@@ -32,8 +34,9 @@ class Applier:
         replica: Callable[[], Replica],
         spawn: Callable[[Coroutine[Any, Any, None]], object],
         on_fatal: Callable[[BaseException], None],
+        on_applied: Callable[[], None],
     ) -> None:
-        self._name, self._replica = name, replica
+        self._name, self._replica, self._on_applied = name, replica, on_applied
         self._spawn, self._on_fatal = spawn, on_fatal
         self._timer: asyncio.TimerHandle | None = None
         self._seen = -1  # commit_seq when the timer was set
@@ -84,5 +87,6 @@ class Applier:
             self._on_fatal(error)
         finally:
             self._applying = False
+        self._on_applied()
         if not self._stopped and self._timer is None and self._replica().needs_apply:
             self._wait()

@@ -111,9 +111,9 @@ class Dispatcher:
             if partition is None or node.holding(table.name, place.index):
                 taker.long_way()
             elif isinstance(call, Write):
-                durability, options = _asked(table, call)
+                durability = _asked(partition, call)
                 waiting = _Waiting(self, place, call.kind, durability, taker)
-                partition.begin(call.transaction, options, waiting)
+                partition.begin(call.transaction, call.options, waiting)
             else:
                 found = partition.read_now(call.key, call.options)
                 taker.answered(_found(place, call, found, found.token.epoch))
@@ -204,10 +204,10 @@ class Dispatcher:
     async def _write(self, table: api.Table, call: Write, relay: Relay) -> Answer:
         place = _one_place(table, call)
         _check_limits(table, call)
-        durability, options = _asked(table, call)
 
         async def serve(partition: api.Partition, route: api.Route) -> Answer:
-            done = await partition.submit(call.transaction, options)
+            durability = _asked(partition, call)
+            done = await partition.submit(call.transaction, call.options)
             return _written(place, call.kind, done, durability, _epoch(route, done.token))
 
         return await self._placed(place, call, relay, serve)
@@ -403,14 +403,10 @@ def _compiled(pattern: str) -> re.Pattern[str]:
         raise Invalid(f"key: the table's key pattern is malformed: {error}", status=422, field="key") from error
 
 
-def _asked(table: api.Table, call: Write) -> tuple[api.Durability, api.Options]:
-    """The durability that a write is acknowledged under, and its options with that in it where it is raised."""
-    own, asked = table.durability, call.options.durability
-    if asked is None:
-        return own, call.options
-    if _DURABILITIES.index(asked) > _DURABILITIES.index(own):
-        return asked, call.options
-    return own, replace(call.options, durability=None)
+def _asked(partition: api.Partition, call: Write) -> api.Durability:
+    """What a write is acknowledged under: the partition's own durability, or the one asked for if that is more."""
+    own, asked = partition.durability, call.options.durability
+    return own if asked is None else max(own, asked, key=_DURABILITIES.index)
 
 
 def _found(place: Place, call: Get, found: api.ReadAnswer, epoch: int) -> Answer:

@@ -84,7 +84,8 @@ class WriterThreads:
         """Sets aside what has been stuck for too long, and starts a fresh thread in its place."""
         stuck_before = self._clock() - limits.WRITER_STUCK_SECONDS
         for slot in list(self._slots):
-            if slot.since is None or slot.since > stuck_before or slot.aside:
+            since = slot.since  # a thread may set it meanwhile
+            if since is None or since > stuck_before or slot.aside:
                 continue
             if len(self._slots) >= limits.WRITER_THREADS_MAX:
                 return
@@ -138,10 +139,22 @@ class Lane:
             begin()
 
     async def entered(self) -> None:
-        """Waits until nobody else is inside."""
+        """Waits until nobody else is inside. One that is cancelled meanwhile is not inside."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.enter(lambda: future.set_result(None))
-        await future
+
+        def begin() -> None:
+            if future.done():
+                self.leave()
+            else:
+                future.set_result(None)
+
+        self.enter(begin)
+        try:
+            await future
+        except asyncio.CancelledError:
+            if not future.cancelled():
+                self.leave()  # its turn had come
+            raise
 
     def leave(self) -> None:
         """Lets the next one in."""

@@ -1,11 +1,13 @@
 """Shipping the journal of owned partitions to the standbys that follow: the owner's side of the stream.
 
 One connection carries many partitions. For each, the owner first finds the last entry that both sides have, by
-chain hash, tells the standby to cut off what is above, and then ships.
+chain hash, tells the standby to cut off what is above, and then ships. A standby that ends below what this journal
+has kept gets the base first, page by page, and follows anew with the replica that it makes of it.
 
 Invariants:
   * Every message carries the epoch; a standby has promised it durably before it confirms anything.
   * A shipped commit seq stands at the end of a round whose entries were all shipped.
+  * While a base is sent it is not folded: the standby gets it as of one seq.
   * Once the ownership has ended, the journal is not looked at any more: it may follow another one, or be closed.
 """
 
@@ -19,8 +21,9 @@ from typing import Any
 
 from fencekv.leases import MalformedLease, Session
 from fencekv_shard import limits, peer
+from fencekv_shard.base import Digest, encode_base
 from fencekv_shard.engine import Engine
-from fencekv_shard.owned import Owned, Wakeable
+from fencekv_shard.owned import Owned, Voice, Wakeable
 from fencekv_shard.peer import Channel, ChannelClosed, Message
 
 logger = logging.getLogger(__name__)
@@ -41,13 +44,15 @@ class Feed(Wakeable):
         member: str,
         last_seq: int,
         chain: bytes,
+        voice: Voice,
     ) -> None:
-        super().__init__()
+        super().__init__(voice)
         self._channel, self._owned, self._uid, self._number = channel, owned, uid, number
         self.member = member
         self._last_seq, self._chain = last_seq, chain
         self._hashes: asyncio.Queue[tuple[int, bytes]] = asyncio.Queue()
         self._committed_sent = -1
+        self._pages_durable = 0  # of a seed
         self.rounds_of_probes = 0
 
     @property
@@ -58,12 +63,16 @@ class Feed(Wakeable):
     async def run(self) -> None:
         """Negotiates, then ships until the connection ends."""
         common = await self._common()
-        if not self.ended:
+        following: int | None = None  # None: the standby must follow anew, and soon does
+        if common is None:
+            await self._seed()
+        elif not self.ended:
             await self._channel.send(["truncate", self._uid, self.engine.epoch, self._number, common])
-        following = common + 1
+            following = common + 1
         while not self.ended:
             self.wake.clear()
-            following = await self._ship(following)
+            if following is not None:
+                following = await self._ship(following)
             await self.wake.wait()
         await self._channel.send(["refuse", self._uid, self.engine.epoch, "not-owner"])
 
@@ -76,15 +85,25 @@ class Feed(Wakeable):
         self.engine.confirm(self.member, seq)
         self.wake.set()
 
-    async def _common(self) -> int:
-        """The last seq that both journals have: chain hashes agree up to it, and nowhere above."""
+    def on_seeding(self, number: int, pages: int) -> None:
+        """So many pages of the seed are durable at the standby."""
+        if number == self._number:
+            self._pages_durable = pages
+            self.wake.set()
+
+    async def _common(self) -> int | None:
+        """The last seq that both journals have: chain hashes agree up to it, and nowhere above.
+
+        None: it lies below what is kept here.
+        """
         if self.ended:
             return -1
         replica = self.engine.replica
         high = min(self._last_seq, replica.last.seq)
-        if high == self._last_seq and replica.chain_at(high) == self._chain:
+        is_kept = high >= replica.base.known_from
+        if is_kept and high == self._last_seq and replica.chain_at(high) == self._chain:
             return high
-        low = -1
+        low = max(replica.base.known_from - 1, -1)
         while low < high and not self.ended:
             middle = (low + high + 1) // 2
             self.rounds_of_probes += 1
@@ -92,18 +111,44 @@ class Feed(Wakeable):
             answer = await self._hashes.get()
             if self.ended:
                 break
-            if answer == (middle, replica.chain_at(middle)):
+            # Empty: the standby has trimmed it. What it trimmed was committed, so that no fork lies there.
+            if answer in {(middle, replica.chain_at(middle)), (middle, b"")}:
                 low = middle
             else:
                 high = middle - 1
-        return low
+        common = min(low, high)
+        return common if common >= replica.base.known_from else None
 
-    async def _ship(self, following: int) -> int:
-        """Ships what there is from `following` on, as far as the window allows; gives the next seq."""
+    async def _seed(self) -> None:
+        """Sends the base. The standby makes a new replica of it, and follows anew."""
+        replica, digest, after, pages = self.engine.replica, Digest(), b"", 0
+        head = [self._uid, self.engine.epoch, self._number]
+        with replica.pinned() as base:
+            logger.info("%s: seeding %s from seq %d", self._owned.engine.spec.name, self.member, base.seq)
+            await self._channel.send(["seed", *head, encode_base(base)])
+            while not self.ended and (rows := replica.base_page(after)):
+                await self._channel.send(["rows", *head, [list(row) for row in rows]])
+                digest.add(rows)
+                after, pages = rows[-1][0], pages + 1
+                while not self.ended and pages - self._pages_durable >= limits.SEED_PAGES_WINDOW:
+                    self.wake.clear()
+                    await self.wake.wait()
+            sent = digest.checkpoint(base.seq)
+        if not self.ended:
+            await self._channel.send(["seeded", *head, sent.at, sent.keys, sent.digest])
+
+    async def _ship(self, following: int) -> int | None:
+        """Ships what there is from `following` on, as far as the window allows; gives the next seq.
+
+        None: it was trimmed. The standby was told to follow anew.
+        """
         engine = self.engine
         while not self.ended and following <= engine.replica.last.seq:
             if following - engine.confirmed.get(self.member, following - 1) > limits.SHIP_WINDOW_ENTRIES:
                 break
+            if following < engine.replica.first_seq:
+                await self._channel.send(["refuse", self._uid, engine.epoch, "reseed"])
+                return None
             entries = engine.replica.raw(following, limits.SHIP_ENTRIES_MAX, limits.SHIP_BYTES_MAX)
             following += len(entries)
             await self._append(entries, following - 1)
@@ -124,8 +169,8 @@ class Feed(Wakeable):
         if last >= replica.commit_seq:
             return replica.commit_seq
         end = last
-        while end >= 0 and replica.entry(end).txid == replica.entry(end + 1).txid:
-            end -= 1
+        while end >= replica.first_seq and replica.position_at(end).txid == replica.position_at(end + 1).txid:
+            end -= 1  # what was trimmed ends with a round
         return end
 
 
@@ -212,14 +257,14 @@ class _Link:
         self._spawn = spawn
         self.pings = Pings(channel, spawn)
         self.channel, self.session, self._lookup = channel, session, lookup
+        self._voice = Voice()
         self._feeds: dict[str, tuple[Feed, Owned, asyncio.Task[None]]] = {}
 
     async def run(self) -> None:
         """Takes messages until the connection ends."""
         while True:
             message = await self.channel.receive()
-            for feed, _, _ in self._feeds.values():
-                feed.heard = True
+            self._voice.heard = True
             await self._take(message)
 
     def end(self, *, session_over: bool) -> None:
@@ -243,6 +288,11 @@ class _Link:
             entry = self._feeds.get(uid)
             if entry is not None and entry[0].engine.epoch == epoch:
                 entry[0].on_hash(seq, chain)
+        elif kind == "seeding":
+            uid, epoch, number, pages = fields(message, str, int, int, int)
+            entry = self._feeds.get(uid)
+            if entry is not None and entry[0].engine.epoch == epoch:
+                entry[0].on_seeding(number, pages)
         elif kind == "refuse":
             self._drop(fields(message, str, int, str)[0])
         elif kind == "ping":
@@ -277,6 +327,7 @@ class _Link:
             member=member,
             last_seq=last_seq,
             chain=chain,
+            voice=self._voice,
         )
         owned.attach(member, feed)
         task = self._spawn(self._run(feed))

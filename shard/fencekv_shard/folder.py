@@ -4,6 +4,7 @@ Invariants:
   * Whoever opens, seeds anew or discards a replica holds `<uid>.lock`; the lock ends with its process.
   * At each instant there is one environment that counts: `<uid>/`, or, where that is absent, a complete
     `<uid>.seed/`. A seed beside an existing environment, or one without a state, is half-done and discarded.
+  * A seed gets its state last: until then it is none, however much of an owner's base it holds.
   * A promise made here is never lost: a new environment promises at least what each one set aside had promised.
 """
 
@@ -13,12 +14,17 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, Self
 
+from fencekv.errors import Invalid
+from fencekv_shard.base import Base, Digest, checked_row
+from fencekv_shard.journal import Checkpoint
+from fencekv_shard.rows import pack_index, pack_where, version_key
 from fencekv_shard.state import State
-from fencekv_shard.store import DATA_FILE, Corrupt, FolderInUse, Store, UnknownFormat, sync_folder
+from fencekv_shard.store import DATA_FILE, Corrupt, DiskFull, FolderInUse, Store, UnknownFormat, sync_folder
 
 
 class Promises(NamedTuple):
@@ -37,6 +43,54 @@ class Promises(NamedTuple):
         store.close()
         promised = max(self.promised, state.promised)
         return Promises(promised, max(self.closed_epoch, state.closed_epoch)), state.replica_id
+
+
+class Seed:
+    """A replica that is being made from an owner's base, page by page. What it does blocks.
+
+    Nothing of it counts before `replace_environment` has put it in the place of the one that is there.
+    """
+
+    def __init__(self, folder: Path, uid: str, base: Base) -> None:
+        self._path = folder / f"{uid}.seed"
+        self._base = replace(base, first_seq=base.seq + 1, noted=None)
+        self._digest = Digest()
+
+    def begin(self) -> None:
+        """Makes an environment without a state, in the place of any earlier seed. Raises DiskFull."""
+        _remove(self._path)
+        Store.create(self._path, None)
+        sync_folder(self._path.parent)
+
+    def add(self, rows: Sequence[tuple[bytes, bytes]]) -> None:
+        """Adds the keys and packed rows that follow those that are there.
+
+        Raises:
+            Invalid: they are no rows of the base. DiskFull: there is no room; the seed is gone.
+        """
+        wheres = [(key, checked_row(key, row, self._base)) for key, row in rows]
+        tables = {
+            "base": rows,
+            "current": [(key, pack_where(where)) for key, where in wheres],
+            "versions": [(version_key(key, seq), pack_index(index)) for key, (seq, index) in wheres],
+        }
+        try:
+            Store.fill(self._path, tables)
+        except DiskFull:
+            _remove(self._path)
+            raise
+        self._digest.add(rows)
+
+    def check(self, sent: Checkpoint) -> None:
+        """Raises Invalid: these are not all the rows that the owner sent."""
+        if self._digest.checkpoint(self._base.seq) != sent:
+            raise Invalid("seed: its hash is not the one that the owner has", field="rows")
+
+    def complete(self, replica_id: str, promises: Promises) -> None:
+        """Makes it an environment like any other."""
+        promised, closed = max(promises.promised, self._base.last.epoch), promises.closed_epoch
+        state = self._base.state(replica_id=replica_id, promised=promised, closed_epoch=closed)
+        Store.complete(self._path, state, self._base)
 
 
 class Lock:
@@ -91,22 +145,28 @@ def open_or_create(folder: Path, uid: str, *, new_id: Callable[[], str]) -> Stor
     return _adopt(folder, uid)
 
 
-def replace_environment(folder: Path, uid: str, *, new_id: Callable[[], str], promised: int) -> Store:
-    """Sets the environment aside and opens an empty one in its place. The lock is held, the old one closed.
+def replace_environment(
+    folder: Path, uid: str, *, new_id: Callable[[], str], promised: int, seed: Seed | None = None
+) -> Store:
+    """Sets the environment aside and opens `seed` in its place, or an empty one. The lock is held.
 
     The new one is complete before the old one moves: a crash before that leaves the old one in place, a crash
     after it is finished by the next opening.
     """
-    path, seed = folder / uid, folder / f"{uid}.seed"
-    if not path.exists() and _complete(seed):
-        _adopt(folder, uid).close()
-    _remove(seed)
+    path, made = folder / uid, folder / f"{uid}.seed"
+    if seed is None:
+        if not path.exists() and _complete(made):
+            _adopt(folder, uid).close()
+        _remove(made)
     promises = _set_aside(folder, uid)
     promises = promises._replace(promised=max(promised, promises.promised))
     replica_id = None
     if path.exists():
         promises, replica_id = promises.and_those_of(path)
-    _make_seed(folder, uid, new_id(), promises)
+    if seed is None:
+        _make_seed(folder, uid, new_id(), promises)
+    else:
+        seed.complete(new_id(), promises)
     if path.exists():
         path.rename(_aside_name(folder, uid, replica_id))
         sync_folder(folder)

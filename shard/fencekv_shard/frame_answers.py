@@ -181,7 +181,6 @@ def _relayed(number: int, answer: Relayed) -> messages.Answer:
 
 
 def _without_content(answer: Answer) -> Failed:
-    assert not isinstance(answer, Relayed), "what came in a frame fits into one"
     limit = messages.FRAME_BYTES_MAX
     reason = f"the answer is larger than {limit} bytes"
     error: FenceKVError = Unavailable(reason)
@@ -189,6 +188,10 @@ def _without_content(answer: Answer) -> Failed:
         error = TooLarge(reason, field="txn", limit=limit)
         if answer.version is not None:
             error = Unknown(f"carried out as version {answer.version}, but {reason}", version=str(answer.version))
+    elif isinstance(answer, Relayed):  # its number is longer here
+        version = getattr(answer.reply, "version", None)
+        unknown = Unknown(f"carried out as version {version}, but {reason}")
+        return Failed.nowhere(unknown if version else TooLarge(reason, limit=limit))
     elif isinstance(answer, Listed | Histories):
         error = TooLarge(f"{reason}: ask with a lower limit", field="limit", limit=limit)
     return Failed(answer.partition, answer.token, answer.epoch, error)

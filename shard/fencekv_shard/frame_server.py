@@ -8,23 +8,25 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Final, cast
 
 from fencekv_shard.frame_connection import FrameConnection
 from fencekv_shard.frame_exchange import Exchange
+from fencekv_shard.http_connection import KEEPALIVE_SECONDS, HttpConnection
+from fencekv_shard.http_exchange import HttpExchange
 
 TICK_SECONDS: Final = 1.0
-SILENT_SECONDS_MAX: Final = 75.0  # without a first byte; as long as HTTP keeps an idle connection
+SILENT_SECONDS_MAX: Final = KEEPALIVE_SECONDS  # without a first byte
 
 
 class FrameServer:
-    """The frame connections of a shard, and those that have not said yet what they speak."""
+    """The connections of a shard, and those that have not said yet what they speak."""
 
-    def __init__(self, exchange: Exchange, *, http: Callable[[], asyncio.Protocol]) -> None:
+    def __init__(self, exchange: Exchange, *, http: HttpExchange) -> None:
         self.exchange, self._http = exchange, http
         self._silent: dict[_Silent, None] = {}
         self.connections: dict[FrameConnection, None] = {}
+        self.http_connections: dict[HttpConnection, None] = {}
         self._goodbye: str | None = None  # None: it takes connections
         self._timer = exchange.loop.call_later(TICK_SECONDS, self._tick)
 
@@ -33,7 +35,10 @@ class FrameServer:
         return _Silent(self)
 
     def goodbye(self, reason: str) -> None:
-        """Takes no further request: clients are told to go elsewhere, what is under way is answered."""
+        """Takes no further request in frames: clients are told to go elsewhere, what is under way is answered.
+
+        HTTP has no word for it: a client whose connection is closed cannot know what became of its last request.
+        """
         self._goodbye = reason
         for connection in list(self.connections):
             connection.leave(reason)
@@ -44,9 +49,12 @@ class FrameServer:
         self.goodbye(self._goodbye or "this shard closes")
         for silent in list(self._silent):
             silent.close()
-        if self.connections:
-            await asyncio.wait([connection.lost for connection in self.connections], timeout=timeout)
-        for connection in list(self.connections):
+        for http in list(self.http_connections):
+            http.leave()
+        open_ones = self._all()
+        if open_ones:
+            await asyncio.wait([connection.lost for connection in open_ones], timeout=timeout)
+        for connection in self._all():
             connection.abort()
         await self.exchange.close()
 
@@ -61,7 +69,10 @@ class FrameServer:
     def protocol(self, first: int) -> asyncio.Protocol:
         """Who goes on with a connection, by its first byte."""
         if first != 0:
-            return self._http()
+            http = HttpConnection(self._http)
+            self.http_connections[http] = None
+            http.lost.add_done_callback(lambda _: self.http_connections.pop(http, None))
+            return http
         connection = FrameConnection(self.exchange)
         self.connections[connection] = None
         connection.lost.add_done_callback(lambda _: self.connections.pop(connection, None))
@@ -72,13 +83,16 @@ class FrameServer:
         if self._goodbye is not None and isinstance(connection, FrameConnection):
             connection.leave(self._goodbye)
 
+    def _all(self) -> list[FrameConnection | HttpConnection]:
+        return [*self.connections, *self.http_connections]
+
     def _tick(self) -> None:
         self._timer = self.exchange.loop.call_later(TICK_SECONDS, self._tick)
         self.tick(self.exchange.loop.time())
 
     def tick(self, now: float) -> None:
         """Looks at all connections: what has taken too long?"""
-        for connection in list(self.connections):
+        for connection in self._all():
             connection.tick(now)
         for silent in list(self._silent):
             silent.tick(now)

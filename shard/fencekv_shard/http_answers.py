@@ -1,4 +1,4 @@
-"""Answers as HTTP has them: status, headers, and a document or bytes. Pure.
+"""Answers as HTTP has them: status, headers, and a document or bytes; and as they go over the connection. Pure.
 
 Invariants:
   * Headers name the partition, its token and its epoch wherever the answer is about one partition.
@@ -10,10 +10,10 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any, Final
 
-from fencekv import wire
-from fencekv.codec import encode
+from fencekv import codec, wire
 from fencekv.errors import ERRORS, FenceKVError
 from fencekv.partitioning import RangePartitioning
 from fencekv_shard.api import Item
@@ -69,6 +69,28 @@ def render(answer: Answer) -> HttpAnswer:
     return HttpAnswer(status=200, body=_routes(answer))
 
 
+def encode(
+    answer: HttpAnswer, *, cbor: bool, version: str, keep_alive: bool, headless: bool, date: str
+) -> list[bytes]:
+    """An answer's bytes, in pieces.
+
+    `version` is that of the request's HTTP, `headless`: it asked for the head alone, `keep_alive`: another
+    request may follow.
+    """
+    body, headers = content(answer, cbor=cbor)
+    fields = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    ending = ""
+    if keep_alive and version == "1.0":
+        ending = "Connection: keep-alive\r\n"
+    elif not keep_alive and version == "1.1":
+        ending = "Connection: close\r\n"
+    head = (
+        f"HTTP/{version} {answer.status} {_REASONS.get(answer.status, '')}\r\n{fields}"
+        f"Content-Length: {len(body)}\r\nDate: {date}\r\nServer: fencekv\r\n{ending}\r\n"
+    ).encode()
+    return [head, body] if body and not headless else [head]
+
+
 def content(answer: HttpAnswer, *, cbor: bool) -> tuple[bytes, dict[str, str]]:
     """Body and headers as they are sent; `cbor`: a document goes in the form that the request came in."""
     headers = dict(answer.headers)
@@ -77,13 +99,13 @@ def content(answer: HttpAnswer, *, cbor: bool) -> tuple[bytes, dict[str, str]]:
         body = document
     else:
         if cbor and answer.status < 400:
-            body, content_type = encode(document), wire.CBOR
+            body, content_type = codec.encode(document), wire.CBOR
         else:
             content_type = wire.PROBLEM if "title" in document else wire.JSON
             flat = all(type(member) is str for member in document.values())  # most answers to writes
             shaped = document if flat else wire.json_form(document)
             # What a problem quotes of a request need be no text: a header may hold any bytes.
-            body = json.dumps(shaped, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
+            body = _JSON.encode(shaped).encode(errors="replace")
         if answer.status == _METHOD_NOT_ALLOWED:
             headers["Allow"] = str(document["allow"])
         seconds = ERRORS[answer.outcome].retry_after_seconds if answer.outcome in ERRORS else None
@@ -93,7 +115,9 @@ def content(answer: HttpAnswer, *, cbor: bool) -> tuple[bytes, dict[str, str]]:
     return body, headers
 
 
+_JSON: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _METHOD_NOT_ALLOWED: Final = 405
+_REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
 
 
 def _headers(answer: _Told) -> dict[str, str]:

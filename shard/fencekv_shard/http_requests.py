@@ -283,7 +283,9 @@ _KNOWN: Final = {
         "Content-Encoding",
     )
 }
-_ONCE_ONLY_FOR: Final = {
+_OPTIONS: Final = frozenset({wire.MIN_TOKEN, wire.CONSISTENCY, wire.DURABILITY, wire.EPOCH})
+_NO_OPTIONS: Final = Options()
+_ONLY_FOR: Final = {
     wire.IF_MATCH: "PUT and DELETE of a key",
     wire.IF_NONE_MATCH: "PUT and DELETE of a key",
     wire.IDEMPOTENCY_KEY: "writes",
@@ -307,13 +309,15 @@ class _Fields:
             self._values[name] = value
         if self._values.get("Content-Encoding", "identity") != "identity":
             raise Invalid("Content-Encoding: want none", field="Content-Encoding")
-        for name, use in _ONCE_ONLY_FOR.items():
+        for name, use in _ONLY_FOR.items():
             allowed = route.writes if name == wire.IDEMPOTENCY_KEY else route.preconditions
-            if name in self._values and not allowed:
+            if not allowed and name in self._values:
                 raise Invalid(f"{name}: only for {use}", field=name)
 
     def options(self) -> Options:
         values = self._values
+        if _OPTIONS.isdisjoint(values):
+            return _NO_OPTIONS
         token, epoch = values.get(wire.MIN_TOKEN), values.get(wire.EPOCH)
         consistency, durability = values.get(wire.CONSISTENCY), values.get(wire.DURABILITY)
         return Options(

@@ -14,9 +14,9 @@ import enum
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from fencekv.codec import decode, encode
+from fencekv.codec import decode, decode_own, encode_plain
 from fencekv.errors import Invalid
 from fencekv.token import NUMBER_MAX
 from fencekv_shard import limits
@@ -41,6 +41,7 @@ class Kind(enum.IntEnum):
     OWNERSHIP = 1
     IN_SYNC = 2
     ACCEPTED_LOSS = 3
+    CHECKPOINT = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,12 +70,20 @@ class AcceptedLoss:
     epoch: int
 
 
-Operations = tuple[Write, ...] | Ownership | InSync | AcceptedLoss
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """One committed transaction, or one change of ownership, of the in-sync set, or one accepted loss."""
+class Checkpoint:
+    """All keys as of seq `at`, by their number and one hash: what lies below may be trimmed."""
+
+    at: int
+    keys: int
+    digest: bytes
+
+
+Operations = tuple[Write, ...] | Ownership | InSync | AcceptedLoss | Checkpoint
+
+
+class Entry(NamedTuple):
+    """One committed transaction, change of ownership or of the in-sync set, accepted loss, or checkpoint."""
 
     seq: int
     txid: int
@@ -112,16 +121,7 @@ def transaction_entry(
     idempotency: tuple[bytes, bytes] | None = None,
 ) -> Entry:
     """An entry for a transaction that writes; `idempotency` = (key, fingerprint of the request)."""
-    return Entry(
-        seq=seq,
-        txid=txid,
-        epoch=epoch,
-        kind=Kind.TRANSACTION,
-        unix_ns=unix_ns,
-        actor=actor,
-        operations=tuple(writes),
-        idempotency=idempotency,
-    )
+    return Entry(seq, txid, epoch, Kind.TRANSACTION, unix_ns, actor, tuple(writes), idempotency)
 
 
 def ownership_entry(
@@ -146,17 +146,16 @@ def accepted_loss_entry(
     return _plain(seq, txid, epoch, Kind.ACCEPTED_LOSS, unix_ns, actor, AcceptedLoss(epoch=accepted_epoch))
 
 
+def checkpoint_entry(
+    *, seq: int, txid: int, epoch: int, unix_ns: int, actor: str = "", checkpoint: Checkpoint
+) -> Entry:
+    """An entry for a checkpoint below itself."""
+    assert checkpoint.at < seq, (checkpoint, seq)
+    return _plain(seq, txid, epoch, Kind.CHECKPOINT, unix_ns, actor, checkpoint)
+
+
 def _plain(seq: int, txid: int, epoch: int, kind: Kind, unix_ns: int, actor: str, operations: Operations) -> Entry:
-    return Entry(
-        seq=seq,
-        txid=txid,
-        epoch=epoch,
-        kind=kind,
-        unix_ns=unix_ns,
-        actor=actor,
-        operations=operations,
-        idempotency=None,
-    )
+    return Entry(seq, txid, epoch, kind, unix_ns, actor, operations, None)
 
 
 def encode_entry(entry: Entry) -> bytes:
@@ -171,7 +170,7 @@ def encode_entry(entry: Entry) -> bytes:
         _operations_shape(entry),
         None if entry.idempotency is None else list(entry.idempotency),
     ]
-    return encode(shape)
+    return encode_plain(shape)
 
 
 def decode_entry(data: bytes) -> Entry:
@@ -204,9 +203,42 @@ def decode_entry(data: bytes) -> Entry:
         kind=kind,
         unix_ns=unix_ns,
         actor=actor,
-        operations=_operations(kind, operations),
+        operations=_operations(kind, operations, seq),
         idempotency=None if idempotency is None else (idempotency[0], idempotency[1]),
     )
+
+
+class Written(NamedTuple):
+    """One write of a journal entry, and whose."""
+
+    epoch: int
+    seq: int
+    write: Write
+
+
+def own_shape(entry: bytes) -> Any:
+    """An encoded entry of a record on this disk, taken apart for `written`. It was checked when it was written.
+
+    Raises:
+        Invalid: it is damaged.
+    """
+    return decode_own(entry, what="entry")
+
+
+def written(shape: Any, index: int) -> Written:
+    """One write of an entry, without making values of all the others: a transaction may have a thousand.
+
+    Raises:
+        Invalid: it has none there.
+    """
+    match shape:
+        case [int(seq), _, int(epoch), Kind.TRANSACTION.value, _, _, [*operations], _] if index < len(operations):
+            match operations[index]:
+                case [0, str(key), bytes(value)]:
+                    return Written(epoch, seq, Put(key, value))
+                case [1, str(key)]:
+                    return Written(epoch, seq, Delete(key))
+    raise Invalid(f"entry: no operation {index}", field="entry.operations")
 
 
 def leaf_hash(entry: bytes) -> bytes:
@@ -230,6 +262,8 @@ def append(peaks: Sequence[bytes], count: int, leaf: bytes) -> tuple[tuple[bytes
     Peaks stand left to right: the highest mountain first, as the bits of `count`.
     """
     assert len(peaks) == count.bit_count(), (len(peaks), count)
+    if not count & 1:
+        return (*peaks, leaf), ()
     rest = list(peaks)
     nodes: list[bytes] = []
     node = leaf
@@ -326,6 +360,9 @@ def _operations_shape(entry: Entry) -> list[Any]:
         case AcceptedLoss():
             assert entry.kind is Kind.ACCEPTED_LOSS, entry.kind
             return [operations.epoch]
+        case Checkpoint():
+            assert entry.kind is Kind.CHECKPOINT, entry.kind
+            return [operations.at, operations.keys, operations.digest]
 
 
 def writes_problem(writes: Sequence[Write]) -> str:
@@ -338,12 +375,12 @@ def writes_problem(writes: Sequence[Write]) -> str:
             return f"key {write.key[:64]!r} is empty or has a NUL"
         if len(write.key.encode()) > limits.KEY_BYTES_MAX:
             return f"key {write.key[:64]!r}… has more than {limits.KEY_BYTES_MAX} bytes"
-    if len({write.key for write in writes}) != len(writes):
+    if len(writes) > 1 and len({write.key for write in writes}) != len(writes):
         return "a key is written twice"
     return ""
 
 
-def _operations(kind: Kind, shape: Any) -> Operations:
+def _operations(kind: Kind, shape: Any, seq: int) -> Operations:
     if kind is Kind.TRANSACTION:
         return _writes(shape)
     if kind is Kind.OWNERSHIP:
@@ -367,6 +404,13 @@ def _operations(kind: Kind, shape: Any) -> Operations:
         if members != sorted(set(members)):
             raise Invalid("entry.operations.members: not sorted", field="entry.operations.members")
         return InSync(version=version, members=tuple(members))
+    if kind is Kind.CHECKPOINT:
+        _array(shape, 3, "operations")
+        at, keys, digest = shape
+        _integer(at, "operations.at", low=0, high=seq - 1)
+        _integer(keys, "operations.keys", low=0, high=NUMBER_MAX)
+        _octets(digest, "operations.digest", low=HASH_BYTES, high=HASH_BYTES)
+        return Checkpoint(at=at, keys=keys, digest=digest)
     _array(shape, 1, "operations")
     _integer(shape[0], "operations.epoch", low=0, high=EPOCH_MAX)
     return AcceptedLoss(epoch=shape[0])

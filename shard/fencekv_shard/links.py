@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from fencekv.leases import Session
 from fencekv_shard.feed import Spawn
-from fencekv_shard.partition import Partition
 from fencekv_shard.peer import Transport
-from fencekv_shard.tail import Link
+from fencekv_shard.tail import Following, Link
 
 
 class Links:
-    """Implements `partition.Follow`."""
+    """All links of a shard."""
 
     def __init__(self, *, transport: Transport, session: Session, kvns: str, spawn: Spawn) -> None:
         self._spawn = spawn
         self._transport, self._session, self._kvns = transport, session, kvns
         self._links: dict[str, Link] = {}
 
-    def follow(self, partition: Partition, address: str) -> None:
-        """Follows the owner at `address`, and no other one."""
-        uid = partition.spec.uid
+    def follow(self, uid: str, following: Following, address: str) -> None:
+        """Has a partition follow the owner at `address`, and no other one."""
         for other in self._links.values():
             if other.address != address:
                 other.unfollow(uid)
@@ -34,13 +32,13 @@ class Links:
             )
             self._links[address] = link
         if not link.follows(uid):
-            link.follow(uid, partition)
+            link.follow(uid, following)
         self._close_idle()
 
-    def unfollow(self, partition: Partition) -> None:
-        """Follows nobody."""
+    def unfollow(self, uid: str) -> None:
+        """Has a partition follow nobody."""
         for link in self._links.values():
-            link.unfollow(partition.spec.uid)
+            link.unfollow(uid)
         self._close_idle()
 
     def tick(self, slice_seconds: float) -> None:

@@ -121,6 +121,7 @@ class Membership:
             seq = await engine.record_set(members, self.seen.set_version)
         except FenceKVError as error:
             logger.info("%s: set change not journaled: %s", self.seen.name, error)
+            self.unclear = True  # asked for again: until it is journaled nobody counts on it
             return
         engine.relax(seq=seq, standbys=standbys)
         engine.standbys_in_set = len(standbys)

@@ -18,6 +18,7 @@ _REPLICA_GAUGES: Final = (
     ("fencekv_partition_serving", "serving", "1 if this replica serves as owner."),
     ("fencekv_partition_open_seconds", "openSeconds", "How long opening took, replay included."),
     ("fencekv_partition_replayed_entries", "replayedEntries", "Journal entries replayed by opening."),
+    ("fencekv_partition_rounds", "rounds", "Commit rounds that this owner has made under its epoch."),
     ("fencekv_partition_overlay_entries", "overlayEntries", "Journal entries in memory, not yet in the tables."),
     ("fencekv_partition_overlay_bytes", "overlayBytes", "Bytes of them."),
 )

@@ -33,7 +33,7 @@ from fencekv_shard.feed import Feeds
 from fencekv_shard.fence import Role
 from fencekv_shard.links import Links
 from fencekv_shard.memory import PodMemory
-from fencekv_shard.owned import Owned
+from fencekv_shard.owned import Owned, Rota
 from fencekv_shard.partition import Partition, Surroundings
 from fencekv_shard.peer import Listener, Transport
 from fencekv_shard.replica import Replica
@@ -90,16 +90,18 @@ class Node:
             times=LeaseTimes(),
         )
         self._links = Links(transport=transport, session=config.session, kvns=config.kvns, spawn=self._spawn)
+        self._rota = Rota(clock)
         self._around = Surroundings(
             kube=kube,
             namespace=config.namespace,
             clock=clock,
             session=self.session,
             memory=self._memory,
+            rota=self._rota,
             folder=self._folder,
             executor=executor,
             new_id=new_id,
-            follow=self._links,
+            links=self._links,
             spawn=self._spawn,
             on_fatal=self._fatal,
         )
@@ -118,6 +120,7 @@ class Node:
         self._raw_leases: dict[str, dict[str, Any]] = {}  # by partition UID
         self._seen_leases: dict[str, PartitionLease] = {}
         self._opening: set[str] = set()
+        self._opened: dict[str, dict[str, object]] = {}  # what opening took, for the report, by UID
         self._opening_slots = asyncio.Semaphore(OPENING_AT_ONCE)
         self._tasks: dict[asyncio.Task[None], None] = {}  # ordered, unlike a set
         self._listener: Listener | None = None
@@ -190,10 +193,14 @@ class Node:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for partition in list(self._partitions.values()):
-            await partition.close()
-        for replica in self._stored.values():
-            await replica.close()
+        try:
+            async with asyncio.timeout(limits.CLOSE_SECONDS):
+                for partition in list(self._partitions.values()):
+                    await partition.close()
+                for replica in self._stored.values():
+                    await replica.close()
+        except TimeoutError:
+            logger.error("a disk does not answer: its replicas are left to the end of the process")
         self._memory.close()
 
     # -- api.Node ---------------------------------------------------------------------------------------------
@@ -268,7 +275,10 @@ class Node:
             "pod": self.pod,
             "ready": self.ready(),
             "renewal": self.session.number,
-            "replicas": [self._partitions[uid].report() for uid in sorted(self._partitions)],
+            "renewalLateness": self.session.lateness.report(),
+            "replicas": [
+                {**self._partitions[uid].report(), **self._opened[uid]} for uid in sorted(self._partitions)
+            ],
         }
 
     def live(self) -> bool:
@@ -291,6 +301,8 @@ class Node:
         if kind == "DELETED":
             self._forget(spec)
             return
+        if self._specs.get(spec.uid) == spec:
+            return  # its status changed, which happens far more often
         self._specs[spec.uid] = spec
         self._made_tables.pop(spec.table, None)
         self._tables.setdefault(spec.table, {})[spec.index] = spec
@@ -342,6 +354,7 @@ class Node:
         await self._informers[0].synced.wait()
         for uid in sorted(self._stored.keys() - self._specs.keys()):
             logger.warning("%s: no KVPartition has this UID any more; its files are kept", uid)
+            del self._opened[uid]
             await self._stored.pop(uid).close()
             await run(self._around.executor, partial(Replica.retain, self._folder, uid))
 
@@ -358,6 +371,7 @@ class Node:
             return
         self._opening.discard(spec.uid)
         if spec.uid not in self._specs:  # deleted while it was being opened
+            self._opened.pop(spec.uid, None)
             await self._remove(Partition(spec, replica, self._around))
             return
         partition = self._partitions[spec.uid] = Partition(self._specs[spec.uid], replica, self._around)
@@ -367,16 +381,21 @@ class Node:
 
     async def _open_replica(self, uid: str) -> Replica:
         executor, new_id = self._around.executor, self._around.new_id
+        began = self._clock.now()
         try:
-            return await Replica.open(self._folder, uid, executor=executor, new_id=new_id)
+            replica = await Replica.open(self._folder, uid, executor=executor, new_id=new_id)
         except Corrupt as error:
             logger.error("%s: seeding anew: %s", uid, error)
-            return await Replica.reseed(self._folder, uid, executor=executor, new_id=new_id, promised=0)
+            replica = await Replica.reseed(self._folder, uid, executor=executor, new_id=new_id, promised=0)
+        seconds = round(self._clock.now() - began, 6)
+        self._opened[uid] = {"openSeconds": seconds, "replayedEntries": replica.overlay_entries}
+        return replica
 
     def _forget(self, spec: PartitionSpec) -> None:
         self._specs.pop(spec.uid, None)
         self._made_tables.pop(spec.table, None)
         self._opening.discard(spec.uid)
+        self._opened.pop(spec.uid, None)
         self._raw_leases.pop(spec.uid, None)
         self._seen_leases.pop(spec.uid, None)
         known = self._tables.get(spec.table, {})
@@ -397,19 +416,17 @@ class Node:
     # -- loops ------------------------------------------------------------------------------------------------
 
     async def _tick(self) -> None:
-        """The one timer of a shard: silent peers, pings, the deadline of what is under way."""
+        """The one timer of a shard: silent peers, pings, the deadline of what is under way.
+
+        Its work grows with the peers and with what is under way, not with the partitions.
+        """
         number, before = 0, self._clock.now()
         while True:
             await asyncio.sleep(limits.TICK_SECONDS)
             now = self._clock.now()
             elapsed, before = min(now - before, limits.TICK_SLICE_SECONDS_MAX), now
             number += 1
-            valid = self.session.valid()
-            for partition in list(self._partitions.values()):
-                if partition.owned is not None:
-                    if not valid:
-                        partition.owned.engine.expire()
-                    partition.owned.tick(elapsed)
+            self._rota.tick(elapsed, valid=self.session.valid())
             self._links.tick(elapsed)
             self._links.ping(number)
             self._feeds.ping(number)

@@ -41,7 +41,12 @@ class Overlay:
     @property
     def full(self) -> bool:
         """Whether writers should wait until some of it is applied."""
-        return self.fill >= 1.0
+        count, size = len(self._entries), self.size_bytes  # asked for with each request: `fill` takes longer
+        return (
+            count >= limits.OVERLAY_ENTRIES_MAX
+            or size >= limits.OVERLAY_BYTES_MAX
+            or count * limits.REPLAY_ENTRY_SECONDS + size * limits.REPLAY_BYTE_SECONDS >= limits.REPLAY_SECONDS_MAX
+        )
 
     @property
     def fill(self) -> float:

@@ -1,7 +1,14 @@
 """An owned partition: its engine, its Lease, and the standbys that follow it, for one epoch.
 
 `tick` looks at everything that needs time rather than an event: silent standbys, the set that should change, the
-word on the Lease that the owner is alone. The node calls it for all its partitions; nothing here has a timer.
+word on the Lease that the owner is alone. Nothing here has a timer: `Rota`, of which a shard has one, calls it on
+the node's.
+
+Invariants:
+  * What an idle partition costs does not depend on time: it is on the rota only while a look at it might find
+    something, and whatever could change that puts it there again.
+  * Silence is counted by connection, not by partition: what a standby says on it about one partition is heard for
+    all of them, on the rota or not.
 """
 
 from __future__ import annotations
@@ -13,24 +20,94 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fencekv.clock import Clock
 from fencekv.errors import FenceKVError
 from fencekv.leases import pod_of
 from fencekv_shard import limits
-from fencekv_shard.api import Durability
+from fencekv_shard.api import Committed, Durability, Options, Waiter
 from fencekv_shard.engine import Engine
 from fencekv_shard.membership import Membership
 from fencekv_shard.quorum import Standby, next_set
+from fencekv_shard.transaction import Transaction
 
 logger = logging.getLogger(__name__)
 
 
-class Wakeable:
-    """What a feed looks like from here: it sends when it is woken, and remembers whether it was heard."""
+class Voice:
+    """What is heard on one connection of a standby's, whichever of its replicas it is about."""
 
     def __init__(self) -> None:
+        self.heard = True  # since the last tick
+        self.heard_at = -math.inf  # on the node's clock, as of a tick
+        self.silent_seconds = 0.0
+        self.listeners: dict[Wakeable, Owned] = {}
+
+
+class Wakeable:
+    """What a feed looks like from here: it sends when it is woken, on a connection that has a voice."""
+
+    def __init__(self, voice: Voice) -> None:
         self.wake = asyncio.Event()
-        self.heard = True
+        self.voice = voice
         self.ended = False  # the owner it belongs to is one no more
+
+
+class Rota:
+    """The owned partitions of a shard that are to be looked at, and the connections of those who follow any."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._due: dict[Owned, None] = {}  # ordered, unlike a set
+        self._voices: dict[Voice, None] = {}
+
+    @property
+    def due(self) -> int:
+        """How many partitions the next tick looks at."""
+        return len(self._due)
+
+    def rouse(self, owned: Owned) -> None:
+        """Has a partition looked at on the next tick."""
+        self._due[owned] = None
+
+    def leave(self, owned: Owned) -> None:
+        """A partition is owned no more."""
+        self._due.pop(owned, None)
+
+    def listen(self, feed: Wakeable, owned: Owned) -> None:
+        """A standby has just spoken, to follow `owned`."""
+        voice = feed.voice
+        if voice.silent_seconds > 0:
+            self._due.update(dict.fromkeys(voice.listeners.values()))
+        voice.heard, voice.heard_at, voice.silent_seconds = True, self._clock.now(), 0.0
+        voice.listeners[feed] = owned
+        self._voices[voice] = None
+
+    def forget(self, feed: Wakeable) -> None:
+        """It follows no more."""
+        feed.voice.listeners.pop(feed, None)
+        if not feed.voice.listeners:
+            self._voices.pop(feed.voice, None)
+
+    def tick(self, slice_seconds: float, *, valid: bool) -> None:
+        """Looks at what is due. `valid`: whether the session may act; else nothing can be acknowledged.
+
+        `slice_seconds` passed; a long pause of this process counts as a short one.
+        """
+        now = self._clock.now()
+        for voice in self._voices:
+            was_silent = voice.silent_seconds > 0
+            if voice.heard:
+                voice.heard, voice.heard_at, voice.silent_seconds = False, now, 0.0
+            else:
+                voice.silent_seconds += slice_seconds
+            if was_silent != (voice.silent_seconds > 0):
+                self._due.update(dict.fromkeys(voice.listeners.values()))
+        due, self._due = self._due, {}
+        for owned in due:
+            if not valid:
+                owned.engine.expire()
+            if owned.tick(slice_seconds):
+                self._due[owned] = None
 
 
 @dataclass(slots=True, eq=False)
@@ -38,19 +115,33 @@ class Follower:
     """A replica that follows this owner, or a member of the set that should."""
 
     feed: Wakeable | None = None  # None: it is not connected
-    silent_seconds: float = 0.0
+    unconnected_seconds: float = 0.0
     session_over: bool = False
     furthest: int = -1  # the highest seq that it ever confirmed
     stalled_seconds: float = 0.0  # how long it has lacked something without coming further
+
+    @property
+    def silent_seconds(self) -> float:
+        """How long nothing has been heard of it."""
+        return self.unconnected_seconds if self.feed is None else self.feed.voice.silent_seconds
 
 
 class Owned:
     """One partition under one epoch of this shard."""
 
     def __init__(
-        self, *, engine: Engine, membership: Membership, spawn: Callable[[Coroutine[Any, Any, None]], object]
+        self,
+        *,
+        engine: Engine,
+        membership: Membership,
+        rota: Rota,
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
     ) -> None:
         self.engine, self.membership = engine, membership
+        self._rota = rota
+        self._restful_seconds = 0.0  # since a request came, or the journal or commit_seq grew
+        self._resting = False  # off the rota
+        self._stopped = False
         self.followers: dict[str, Follower] = {}
         self._changing = False
         self._closing = False
@@ -58,40 +149,67 @@ class Owned:
         self._quiet.set()
         self._alone_seconds = 0.0
         self._spawn = spawn
+        rota.rouse(self)
+
+    def begin(self, transaction: Transaction, options: Options, waiter: Waiter) -> None:
+        """`Engine.begin`."""
+        self.rouse()
+        self.engine.begin(transaction, options, waiter)
+
+    async def submit(self, transaction: Transaction, options: Options) -> Committed:
+        """`Engine.submit`."""
+        self.rouse()
+        return await self.engine.submit(transaction, options)
+
+    def rouse(self) -> None:
+        """Something happened: what takes time may begin."""
+        self._restful_seconds = 0.0
+        if self._resting and not self._stopped:
+            self._resting = False
+            self._hear()
+            self._rota.rouse(self)
 
     def attach(self, member: str, feed: Wakeable) -> None:
         """A replica begins to follow. An older connection of the same replica is forgotten."""
         earlier = self.followers.get(member) or Follower()
         if earlier.feed is not None:
-            _end(earlier.feed)
+            self._end(earlier.feed)
         # Who only ever connects anew makes no progress by that.
-        self.followers[member] = replace(earlier, feed=feed, silent_seconds=0.0, session_over=False)
+        self.followers[member] = replace(earlier, feed=feed, unconnected_seconds=0.0, session_over=False)
+        self._rota.listen(feed, self)
         # What an earlier connection confirmed is certain only as far as this one confirms it again: the
         # replica may have been cut back meanwhile.
         self.engine.confirmed.pop(member, None)
         self.engine.heard(member)
+        self.rouse()
 
     def detach(self, member: str, feed: Wakeable, *, session_over: bool = False) -> None:
         """A connection ended."""
-        _end(feed)
+        self._end(feed)
         follower = self.followers.get(member)
         if follower is not None and follower.feed is feed:
-            self.followers[member] = replace(follower, feed=None, silent_seconds=0.0, session_over=session_over)
+            self.followers[member] = replace(
+                follower, feed=None, unconnected_seconds=0.0, session_over=session_over
+            )
+            self.rouse()
             if session_over:
                 self.tick(0.0)
 
     def grown(self) -> None:
         """The journal or commit_seq grew: feeds have something to send."""
+        self.rouse()
         for follower in self.followers.values():
             if follower.feed is not None:
                 follower.feed.wake.set()
 
     def stop(self, error: FenceKVError) -> None:
         """Ends the ownership: requests fail, feeds say so to their standbys."""
+        self._stopped = True
+        self._rota.leave(self)
         self.engine.stop(error)
         for follower in self.followers.values():
             if follower.feed is not None:
-                _end(follower.feed)
+                self._end(follower.feed)
 
     async def drained(self) -> bool:
         """Prepares the end of the epoch: begins nothing more on the Lease, and waits until all is confirmed.
@@ -116,19 +234,22 @@ class Owned:
     def resume(self) -> None:
         """The epoch does not end after all."""
         self._closing = False
+        self.rouse()
 
-    def tick(self, slice_seconds: float) -> None:
-        """Looks at the followers. `slice_seconds` passed; a long pause of this process counts as a short one."""
+    def tick(self, slice_seconds: float) -> bool:
+        """Looks at the followers, for the rota; whether the next tick should look again.
+
+        `slice_seconds` passed; a long pause of this process counts as a short one.
+        """
         engine = self.engine
+        if self._stopped:
+            return False
         for member in sorted({*self.membership.members, *engine.counted}):
             if member != engine.member and member not in self.followers:
                 self.followers[member] = Follower()
+        self._hear()
         for member, follower in list(self.followers.items()):
-            if follower.feed is not None and follower.feed.heard:
-                follower.feed.heard, follower.silent_seconds = False, 0.0
-                engine.heard(member)
-            else:
-                follower.silent_seconds += slice_seconds
+            follower.unconnected_seconds += slice_seconds if follower.feed is None else 0.0
             self._look_for_progress(member, follower, slice_seconds)
             stranger = member not in engine.counted and member not in self.membership.members
             if stranger and follower.feed is None:
@@ -138,6 +259,39 @@ class Owned:
         if not self._closing:
             self._consider_set()
             self._consider_word(slice_seconds)
+        self._restful_seconds += slice_seconds
+        self._resting = not self._passing()
+        return not self._resting
+
+    def _passing(self) -> bool:
+        """Whether the mere passing of time may still change something."""
+        engine, last = self.engine, self.engine.replica.last.seq
+        return not self._stopped and (
+            # Nothing that was begun is unanswered after that long.
+            self._restful_seconds <= limits.UNCLEAN_ANSWER_SECONDS + limits.TICK_SLICE_SECONDS_MAX
+            or engine.relaxing
+            or self.membership.unclear
+            or 0.0 < self._alone_seconds < limits.ALONE_SECONDS
+            or any(self._changes(member, follower, last) for member, follower in self.followers.items())
+        )
+
+    def _changes(self, member: str, follower: Follower, last: int) -> bool:
+        if follower.feed is None:
+            return follower.unconnected_seconds < limits.STANDBY_TIMEOUT_SECONDS
+        silent, lacks = follower.silent_seconds, self.engine.confirmed.get(member, -1) < last
+        return silent < limits.STANDBY_TIMEOUT_SECONDS and (silent > 0 or lacks)
+
+    def _hear(self) -> None:
+        """Tells the engine when its standbys were heard."""
+        for member, follower in self.followers.items():
+            if follower.feed is not None:
+                heard_at = self.engine.heard_at.get(member, -math.inf)
+                self.engine.heard_at[member] = max(heard_at, follower.feed.voice.heard_at)
+
+    def _end(self, feed: Wakeable) -> None:
+        self._rota.forget(feed)
+        feed.ended = True
+        feed.wake.set()
 
     def _look_for_progress(self, member: str, follower: Follower, slice_seconds: float) -> None:
         """One that answers but confirms nothing, its disk being full say, holds up every acknowledgement."""
@@ -184,6 +338,7 @@ class Owned:
             finally:
                 self._changing = False
                 self._quiet.set()
+                self.rouse()  # whether it succeeded or not, what follows is to be considered
 
         self._changing = True
         self._quiet.clear()
@@ -223,8 +378,3 @@ class Owned:
         alone = self._alone_seconds >= limits.ALONE_SECONDS
         if alone != (self.membership.seen.alone_since is not None) and not self._changing:
             self._begin(lambda: self.membership.say_alone(alone=alone))
-
-
-def _end(feed: Wakeable) -> None:
-    feed.ended = True
-    feed.wake.set()

@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from fencekv.clock import Clock
 from fencekv.errors import Exhausted, FenceKVError, NotOwner, Unavailable, Unknown
@@ -29,33 +29,23 @@ from fencekv_shard.applier import Applier
 from fencekv_shard.engine import Engine
 from fencekv_shard.executor import Executor
 from fencekv_shard.fence import Event, Fence, Role
+from fencekv_shard.folder import Seed
 from fencekv_shard.freshness import Freshness, judge
+from fencekv_shard.links import Links
 from fencekv_shard.membership import Membership, current_grant, decline
 from fencekv_shard.memory import PodMemory
-from fencekv_shard.owned import Owned
-from fencekv_shard.replica import Closed, Replica
+from fencekv_shard.owned import Owned, Rota
+from fencekv_shard.replica import Replica
 from fencekv_shard.session import SessionKeeper
 from fencekv_shard.spec import PartitionSpec
-from fencekv_shard.store import CommitFailed, DiskFull, StalePromise
+from fencekv_shard.store import CommitFailed, DiskFull, StalePromise, Unreadable
 from fencekv_shard.transaction import Transaction
+from fencekv_shard.trimmer import Trimmer
+from fencekv_shard.view import Closed
 
 logger = logging.getLogger(__name__)
 
 OPEN_PAUSE_SECONDS: Final = 0.5
-
-Spawn = Callable[[Coroutine[Any, Any, None]], object]
-
-
-class Follow(Protocol):
-    """How a partition has its owner followed, or no longer."""
-
-    def follow(self, partition: Partition, address: str) -> None:
-        """Follows the owner at `address`."""
-        ...
-
-    def unfollow(self, partition: Partition) -> None:
-        """Follows nobody."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,11 +57,12 @@ class Surroundings:
     clock: Clock
     session: SessionKeeper
     memory: PodMemory
+    rota: Rota
     folder: Path
     executor: Executor
     new_id: Callable[[], str]
-    follow: Follow
-    spawn: Spawn
+    links: Links
+    spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
     on_fatal: Callable[[BaseException], None]
 
 
@@ -89,8 +80,22 @@ class Partition:
         self._held = 0  # requests that wait for the end of a move
         self._route_changed = asyncio.Event()
         self._progress = asyncio.Event()
+        self._trimmer = Trimmer(
+            name=spec.name,
+            replica=lambda: self.replica,
+            engine=lambda: self.owned.engine if self.owned and self.fence.role is Role.OWNER else None,
+            window_seconds=lambda: self.spec.history_seconds,
+            clock=around.clock,
+            spawn=around.spawn,
+            on_fatal=around.on_fatal,
+            on_contradiction=self._contradicted,
+        )
         self._applier = Applier(
-            name=spec.name, replica=lambda: self.replica, spawn=around.spawn, on_fatal=around.on_fatal
+            name=spec.name,
+            replica=lambda: self.replica,
+            spawn=around.spawn,
+            on_fatal=around.on_fatal,
+            on_applied=self._trimmer.progressed,
         )
         self._replica_changes = asyncio.Lock()  # a replica is not exchanged while it is being granted
         self._closed = False
@@ -99,6 +104,11 @@ class Partition:
     def name(self) -> str:
         """The KVPartition's name."""
         return self.spec.name
+
+    @property
+    def durability(self) -> Durability:
+        """What writes are acknowledged under, unless they ask for more."""
+        return self.spec.durability
 
     @property
     def member(self) -> str:
@@ -120,7 +130,7 @@ class Partition:
         """Takes a validated transaction as the owner, if nothing has to be waited for."""
         owned = self._admit(options)
         self._check_fresh(options)
-        owned.engine.begin(transaction, options, waiter)
+        owned.begin(transaction, options, waiter)
 
     def read_now(self, key: str, options: Options) -> api.ReadAnswer:
         """Reads a key, if nothing has to be waited for."""
@@ -147,15 +157,12 @@ class Partition:
         if options.min_token is not None:
             await self._fresh(options.min_token, owner=True)
             owned = self._admit(options)
-        return await owned.engine.submit(transaction, options)
+        return await owned.submit(transaction, options)
 
     async def read(self, key: str, options: Options) -> api.ReadAnswer:
         """Reads a key."""
         await self._prepare(options)
-        record = self.replica.read(key, self.replica.commit_seq)
-        answer = api.ReadAnswer(record=record, token=self.token())
-        self._confirm_read(options)
-        return answer
+        return self.read_now(key, options)
 
     async def scan(self, span: api.Range, options: Options) -> api.Page:
         """Reads a page of keys."""
@@ -257,11 +264,11 @@ class Partition:
         self._depose(NotOwner("another session owns the partition", epoch=seen.epoch))
         own_pod = self._around.session.session.pod
         if seen.session is not None and seen.session.pod != own_pod and not seen.is_released:
-            self._around.follow.follow(self, seen.owner_peer)
+            self._around.links.follow(self.spec.uid, self, seen.owner_peer)
 
     async def _begin(self, seen: PartitionLease) -> None:
         """The Lease grants us a new epoch."""
-        self._around.follow.unfollow(self)
+        self._around.links.unfollow(self.spec.uid)
         self._depose(NotOwner("granted anew", epoch=seen.epoch))
         # From here on this shard reports the epoch, so that no other grant uses it again.
         self.fence = self.fence.on(Event.GRANT, epoch=seen.epoch)
@@ -292,7 +299,7 @@ class Partition:
             lease=current,
             on_deposed=deposed,
         )
-        self.owned = Owned(engine=engine, membership=membership, spawn=around.spawn)
+        self.owned = Owned(engine=engine, membership=membership, rota=around.rota, spawn=around.spawn)
         around.spawn(self._open(self.owned, seen))
 
     async def _promised(self, seen: PartitionLease) -> dict[str, Any] | None:
@@ -397,16 +404,16 @@ class Partition:
     @property
     def holding(self) -> bool:
         """Whether `hold` would wait."""
-        return self._between_owners
+        return self._moving or self.fence.role in {Role.CLOSED, Role.GRANTED}
 
     async def hold(self) -> None:
         """Waits while a planned move is under way, or an epoch is being opened, and no other owner is known."""
-        if not self._between_owners or self._held >= limits.HELD_REQUESTS_MAX:
+        if not self.holding or self._held >= limits.HELD_REQUESTS_MAX:
             return
         self._held += 1
         try:
             async with asyncio.timeout(limits.HELD_SECONDS_MAX):
-                while self._between_owners:
+                while self.holding:
                     self._route_changed.clear()
                     await self._route_changed.wait()
         except TimeoutError:
@@ -414,14 +421,10 @@ class Partition:
         finally:
             self._held -= 1
 
-    @property
-    def _between_owners(self) -> bool:
-        return self._moving or self.fence.role in {Role.CLOSED, Role.GRANTED}
-
     # -- following --------------------------------------------------------------------------------------------
 
-    async def reseed(self, epoch: int) -> None:
-        """Sets the replica aside and opens an empty one in its place, if `epoch` is still the promised one."""
+    async def reseed(self, epoch: int, seed: Seed | None = None) -> None:
+        """Puts `seed`, or an empty replica, in the place of the one here, if `epoch` is still the promised one."""
         async with self._replica_changes:
             promised, around = self.replica.promised, self._around
             if promised != epoch or self.fence.role is not Role.STANDBY:
@@ -430,11 +433,21 @@ class Partition:
             await self.replica.close()
             try:
                 self.replica = await Replica.reseed(
-                    around.folder, uid, executor=executor, new_id=around.new_id, promised=promised
+                    around.folder, uid, executor=executor, new_id=around.new_id, promised=promised, seed=seed
                 )
-            except DiskFull:  # the old one is still in place
+            except (DiskFull, Unreadable):  # the old one is still in place
                 self.replica = await Replica.open(around.folder, uid, executor=executor, new_id=around.new_id)
                 raise
+
+    async def _contradicted(self) -> None:
+        """The replica's base is not what the journal says: it is to be made anew, from an owner that has one."""
+        if self.owned is not None:
+            await self.move()
+            return
+        await self.reseed(self.replica.promised)
+        if self.lease is not None and self.fence.role is Role.STANDBY and not self._closed:
+            self._around.links.unfollow(self.spec.uid)
+            self._around.links.follow(self.spec.uid, self, self.lease.owner_peer)
 
     def committed(self, seq: int) -> None:
         """The owner says that entries up to `seq` are committed."""
@@ -454,6 +467,7 @@ class Partition:
     def _progressed(self) -> None:
         self._progress.set()
         self._applier.progressed()
+        self._trimmer.progressed()
 
     # -- life -------------------------------------------------------------------------------------------------
 
@@ -461,14 +475,17 @@ class Partition:
         """The KVPartition's spec changed."""
         assert spec.uid == self.spec.uid, (spec, self.spec)
         self.spec = spec
+        self._trimmer.changed()
         if self.owned is not None:
             self.owned.engine.spec = spec
+            self.owned.rouse()
 
     async def close(self) -> None:
         """Ends it on this shard; the files stay."""
         self._closed = True
         self._applier.stop()
-        self._around.follow.unfollow(self)
+        self._trimmer.stop()
+        self._around.links.unfollow(self.spec.uid)
         self._depose(NotOwner("this shard does not hold the partition any more"))
         self._route_changed.set()
         async with self._replica_changes:
@@ -476,22 +493,13 @@ class Partition:
 
     def report(self) -> dict[str, object]:
         """This replica's part of the shard's report."""
-        replica, last = self.replica, self.replica.last
         return {
             "uid": self.spec.uid,
             "partition": self.name,
-            "replica": replica.replica_id,
-            "promised": replica.promised,
-            "epoch": max(replica.known_epoch, self.fence.epoch),
-            "lastEpoch": last.epoch,
-            "lastSeq": last.seq,
-            "lastTxid": last.txid,
-            "appliedSeq": replica.applied_seq,
-            "commitSeq": replica.commit_seq,
-            "setVersion": replica.set_version,
-            "members": list(replica.members),
+            **self.replica.report(),
+            "epoch": max(self.replica.known_epoch, self.fence.epoch),
             "role": str(self.fence.role),
             "serving": self.serving,
-            "closedEpoch": replica.closed_epoch,
             "suspect": self._around.memory.is_suspect(self.spec.uid),
+            **({} if self.owned is None else {"rounds": self.owned.engine.rounds}),
         }

@@ -18,14 +18,15 @@ from collections.abc import Callable
 from typing import Protocol
 
 from fencekv.clock import Clock
-from fencekv.errors import Exhausted, FenceKVError
+from fencekv.errors import Exhausted, FenceKVError, Unavailable
 from fencekv_shard import limits
 from fencekv_shard.journal import Entry
-from fencekv_shard.replica import Closed, Replica
-from fencekv_shard.rounds import Internal, Pending, Request, Round
+from fencekv_shard.replica import Replica
+from fencekv_shard.rounds import Internal, Request, Round
 from fencekv_shard.state import Growth
 from fencekv_shard.store import DiskFull, StorageError
 from fencekv_shard.transaction import Put, Transaction
+from fencekv_shard.view import Closed
 
 
 class Owner(Protocol):
@@ -65,11 +66,10 @@ class Pipeline:
         self._gather_until = 0.0
         self._gather_turns = 0
         self._expected = 0  # how many requests may come in the next round
-        self._commit_seconds = 0.0  # the last one's
+        self._round_seconds = 0.0  # the last one's
         self._begun_at = 0.0
         self._making_room: asyncio.Task[None] | None = None
         self._in_reserve = False
-        self._ended = False
 
     @property
     def idle(self) -> bool:
@@ -90,8 +90,7 @@ class Pipeline:
             self.refill()
             return
         self._check_reserve(request.transaction)
-        self._round().add(request)
-        self._schedule()
+        self._add(request)
 
     def submit_internal(self, make: Callable[[int, int], Entry]) -> asyncio.Future[int]:
         """Takes an entry of our own; gives its seq once it is durable here."""
@@ -114,8 +113,7 @@ class Pipeline:
             except Exhausted as error:
                 request.waiter.refused(error)
                 continue
-            self._round().add(request)
-            self._schedule()
+            self._add(request)
         if self._queue and self._replica.overlay_full and self._making_room is None:
             self._making_room = asyncio.get_running_loop().create_task(self._make_room())
 
@@ -126,14 +124,13 @@ class Pipeline:
         if building is None:
             return
         self._replica.unstage(building.growth.first - 1)
-        for pending in building.answers:
-            pending.fail(error)
+        for request in building.answers:
+            request.fail(error)
         for item, _ in building.internal:
             self._round().add_internal(item)
 
     def end(self, error: FenceKVError) -> None:
         """Takes nothing more; what was not begun gets `error`. What is being written still comes to an end."""
-        self._ended = True
         self.drop_requests(error)
         building, self._building = self._building, None
         if building is not None:
@@ -142,7 +139,7 @@ class Pipeline:
         if self._making_room is not None:
             self._making_room.cancel()
 
-    def overdue(self, before: float) -> tuple[list[Request], list[Pending]]:
+    def overdue(self, before: float) -> tuple[list[Request], list[Request]]:
         """What was taken before then: requests still in the queue, which leave it, and answers being written."""
         late: list[Request] = []
         while self._queue and self._queue[0].since < before:
@@ -150,7 +147,7 @@ class Pipeline:
             self._queue_bytes -= request.size_bytes
             late.append(request)
         rounds = [each for each in (self._writing, self._building) if each is not None]
-        return late, [each for one in rounds for each in one.answers if each.request.since < before]
+        return late, [each for one in rounds for each in one.answers if each.since < before]
 
     # -- building -------------------------------------------------------------------------------------------------
 
@@ -173,6 +170,15 @@ class Pipeline:
             self._in_reserve = self._replica.in_reserve()
         if self._in_reserve and _puts(transaction):
             raise Exhausted("the disk of the owner is full: only deletes are taken")
+
+    def _add(self, request: Request) -> None:
+        try:
+            self._round().add(request)
+        except StorageError as error:  # what lies on disk contradicts itself
+            request.waiter.refused(Unavailable("the disk of the owner is damaged"))
+            self._owner.on_broken(error)
+            return
+        self._schedule()
 
     def _round(self) -> Round:
         if self._building is None:
@@ -203,8 +209,6 @@ class Pipeline:
             return
         self._gathering = True
         self._gather_turns = 0
-        wait = min(limits.GATHER_SECONDS_MAX, limits.GATHER_SHARE * self._commit_seconds)
-        self._gather_until = self._clock.now() + wait
         asyncio.get_running_loop().call_soon(self._gather)
 
     def _gather(self) -> None:
@@ -212,19 +216,24 @@ class Pipeline:
         if building is None:
             self._gathering = False
             return
-        self._gather_turns += 1
-        if (
-            len(building.answers) < self._expected
-            and not building.internal
-            and self._gather_turns < limits.GATHER_TURNS_MAX
-            and self._clock.now() < self._gather_until
-        ):
+        if self._is_worth_waiting_for(building):
             # Turns rather than a timer: timers are a millisecond apart, and each turn takes in what came.
             asyncio.get_running_loop().call_soon(self._gather)
             return
         self._gathering = False
         self._asked = True
         self._replica.enter(self._begin)
+
+    def _is_worth_waiting_for(self, building: Round) -> bool:
+        """Whether clients that were just answered may still send something for this round."""
+        if len(building.answers) >= self._expected or building.internal:
+            return False
+        now = self._clock.now()
+        if self._gather_turns == 0:  # the answers leave at the end of the turn in which they are given
+            wait = max(limits.GATHER_SECONDS_MIN, limits.GATHER_SHARE * self._round_seconds)
+            self._gather_until = now + min(wait, limits.GATHER_SECONDS_MAX)
+        self._gather_turns += 1
+        return self._gather_turns < limits.GATHER_TURNS_MAX and now < self._gather_until
 
     def _begin(self) -> None:
         try:
@@ -263,7 +272,7 @@ class Pipeline:
         if error is not None:
             self._failed(finished, error)
             return
-        self._commit_seconds = self._clock.now() - self._begun_at
+        self._round_seconds = self._clock.now() - self._begun_at
         for internal, seq in finished.internal:
             if not internal.future.done():
                 internal.future.set_result(seq)

@@ -14,8 +14,8 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-from bisect import bisect_right
-from collections.abc import Awaitable, Callable, Sequence
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,26 +25,20 @@ from fencekv.codec import encode
 from fencekv.errors import Invalid
 from fencekv_shard import folder as files
 from fencekv_shard import journal, limits
-from fencekv_shard.api import Change
 from fencekv_shard.audit import audit, checked_tail, peaks_at
+from fencekv_shard.base import Base, Fold, folded, noted
 from fencekv_shard.executor import Executor, Lane, run
-from fencekv_shard.folder import Lock
+from fencekv_shard.folder import Lock, Seed
 from fencekv_shard.journal import Entry, InSync
-from fencekv_shard.overlay import Overlay
-from fencekv_shard.reader import Reader
-from fencekv_shard.rows import batch_of
-from fencekv_shard.state import NOTHING, EpochEnd, Growth, Position, State, successor_problem, truncated
-from fencekv_shard.store import BelowApplied, Corrupt, Prepared, PromiseMoved, StalePromise, StorageError, Store
-from fencekv_shard.transaction import Record
+from fencekv_shard.rows import batch_of, trim_of
+from fencekv_shard.state import Growth, Position, State, successor_problem, truncated
+from fencekv_shard.store import BelowApplied, Prepared, PromiseMoved, StalePromise, StorageError, Store
+from fencekv_shard.view import Closed, View
 
 T = TypeVar("T")
 
 
-class Closed(StorageError):
-    """The replica was closed before the write began: nothing was done."""
-
-
-class Replica:
+class Replica(View):
     """An open replica. What is no coroutine is quick enough for the event loop."""
 
     discard = staticmethod(files.discard)
@@ -53,19 +47,14 @@ class Replica:
     def __init__(
         self, *, folder: Path, uid: str, executor: Executor, lock: Lock, store: Store, tail: Sequence[Entry]
     ) -> None:
-        self.uid = uid
+        super().__init__(uid, store, tail)
         self._folder = folder
         self._executor = executor
         self._lock = lock
-        self._store = store
-        self._state = store.state
-        self._commit_seq = store.state.commit_seq
-        self._overlay = Overlay(store.state.applied_seq)
-        self._overlay.extend(tail)
-        self._reader = Reader(store, self._overlay)
         self._lane = Lane()
         self._tasks: set[asyncio.Task[object]] = set()
-        self._closed = False
+        self._pins = 0  # who needs the base as it is
+        self._seed: Seed | None = None  # None: none is being made
 
     @classmethod
     async def open(cls, folder: Path, uid: str, *, executor: Executor, new_id: Callable[[], str]) -> Self:
@@ -81,16 +70,23 @@ class Replica:
 
     @classmethod
     async def reseed(
-        cls, folder: Path, uid: str, *, executor: Executor, new_id: Callable[[], str], promised: int
+        cls,
+        folder: Path,
+        uid: str,
+        *,
+        executor: Executor,
+        new_id: Callable[[], str],
+        promised: int,
+        seed: Seed | None = None,
     ) -> Self:
-        """Sets the whole replica aside and opens an empty one, with a new id and the highest promise known.
+        """Sets the whole replica aside and opens an empty one, or `seed`, with a new id and the highest promise.
 
         The old one must be closed.
 
         Raises:
             FolderInUse, DiskFull: the old one is still in place.
         """
-        make = partial(files.replace_environment, folder, uid, new_id=new_id, promised=promised)
+        make = partial(files.replace_environment, folder, uid, new_id=new_id, promised=promised, seed=seed)
         return await cls._opened(folder, uid, executor, make)
 
     @classmethod
@@ -143,91 +139,6 @@ class Replica:
             self._closed = True
             self._store.close()
             self._lock.release()
-
-    # -- what it knows ---------------------------------------------------------------------------------------
-
-    @property
-    def closed(self) -> bool:
-        """Whether it was closed: nothing can be read or written any more."""
-        return self._closed
-
-    @property
-    def replica_id(self) -> str:
-        """The id made when it was created or seeded anew."""
-        return self._state.replica_id
-
-    @property
-    def promised(self) -> int:
-        """The highest epoch promised."""
-        return self._state.promised
-
-    @property
-    def last(self) -> Position:
-        """The last entry's epoch, seq and txid; seq -1: there is none."""
-        return self._state.last
-
-    @property
-    def chain(self) -> bytes:
-        """The chain hash of the last entry."""
-        return self._state.chain
-
-    @property
-    def commit_seq(self) -> int:
-        """The highest seq known to be committed."""
-        return self._commit_seq
-
-    @property
-    def applied_seq(self) -> int:
-        """Up to here the derived tables hold everything."""
-        return self._state.applied_seq
-
-    @property
-    def set_version(self) -> int:
-        """The version of the in-sync set in the journal."""
-        return self._state.set_version
-
-    @property
-    def members(self) -> tuple[str, ...]:
-        """The in-sync set in the journal."""
-        return self._state.members
-
-    @property
-    def closed_epoch(self) -> int:
-        """No append under this epoch or a lower one."""
-        return self._state.closed_epoch
-
-    @property
-    def ends(self) -> tuple[EpochEnd, ...]:
-        """Where earlier epochs ended."""
-        return self._state.ends
-
-    @property
-    def known_epoch(self) -> int:
-        """The highest epoch that it knows of."""
-        return max(self.promised, self.last.epoch, self.closed_epoch)
-
-    @property
-    def needs_apply(self) -> bool:
-        """Whether an apply step has something to do."""
-        return self.commit_seq > self.applied_seq
-
-    @property
-    def overlay_full(self) -> bool:
-        """Whether writers should wait for apply steps."""
-        return self._overlay.full
-
-    @property
-    def overlay_fill(self) -> float:
-        """How full the overlay is, 1.0: writers wait."""
-        return self._overlay.fill
-
-    def in_reserve(self) -> bool:
-        """Whether the disk is so full that only what frees room, or keeps ownership going, may be written."""
-        return not self._closed and self._store.in_reserve()
-
-    def root(self) -> bytes:
-        """The root of the Merkle mountain range over the whole journal."""
-        return journal.root(self._state.peaks)
 
     # -- writing ---------------------------------------------------------------------------------------------
 
@@ -287,14 +198,6 @@ class Replica:
         assert seq >= self.last.seq, (seq, self.last)
         if self._overlay.last_seq > seq:
             self._overlay.cut(seq)
-
-    def read_staged(self, key: str, at: int | None = None) -> Record | None:
-        """What a key holds after all that is staged, or at a seq of it."""
-        return self._reader.read(key, self._overlay.last_seq if at is None else at)
-
-    def entry_staged(self, seq: int) -> Entry:
-        """An entry, one that is staged included."""
-        return self._reader.entry(seq)
 
     def growth(self) -> Growth:
         """Nothing yet, behind what is durable. Nothing may be staged or be under way."""
@@ -405,11 +308,80 @@ class Replica:
             if entries:
                 applied = entries[-1].seq
                 state = replace(self._state, applied_seq=applied, commit_seq=self._commit_seq)
-                self._state = await self._written(self._store.apply(batch_of(entries), state))
+                base = noted(self._base, entries)
+                changed = None if base is self._base else base
+                self._state = await self._written(self._store.apply(batch_of(entries), state, changed))
+                self._adopt(base)
                 self._overlay.drop_applied(applied)
             return self._commit_seq - self.applied_seq
 
         return await self._exclusively(step)
+
+    async def fold_step(self, limit: int, *, old: Callable[[Entry], bool]) -> int:
+        """Folds some more applied rounds into the base, whole ones, up to `limit` and up to one that is not `old`.
+
+        Gives how many entries it took; 0: there is nothing more to fold, or the base is being sent.
+
+        Raises:
+            DiskFull, Closed: nothing was written. CommitFailed: the process must end.
+        """
+        if self._closed:
+            raise Closed(f"{self.uid}: closed")
+        entries = [] if self._pins else self._foldable(min(limit, self.applied_seq), old)
+        if not entries:
+            return 0
+        before, last = self._base, entries[-1].seq
+        base = folded(before, entries, chain=self._chain_on_disk(last), peaks=peaks_at(self._store, last + 1))
+        fold = Fold.of(entries)
+
+        async def step() -> int:
+            if self._pins or self._base.seq != before.seq:
+                return 0  # since this step asked for its turn
+            self._reader.floor = last
+            await self._rebased(lambda: self._store.fold(fold, replace(base, noted=self._base.noted)))
+            return len(entries)
+
+        return await self._exclusively(step)
+
+    async def trim_step(self, limit: int) -> bool:
+        """Trims some more of the journal, up to `limit` and the base. False: there was nothing to be trimmed.
+
+        Raises:
+            DiskFull, Closed: nothing was written. CommitFailed: the process must end.
+        """
+        if self._closed:
+            raise Closed(f"{self.uid}: closed")
+        count = min(limits.FOLD_ENTRIES, min(limit, self._base.seq) - self._base.first_seq + 1)
+        if count <= 0:
+            return False
+        records = self._store.records(self._base.first_seq, count_max=count, bytes_max=limits.FOLD_BYTES)
+        entries = [journal.decode_entry(journal.record_entry(record)) for record in records]
+
+        async def step() -> None:
+            first = entries[-1].seq + 1
+            if first > self._base.first_seq:  # nobody else was here since
+                self._first_seq = first
+                trimmed = replace(self._base, first_seq=first)
+                await self._rebased(lambda: self._store.trim(trim_of(entries), trimmed))
+
+        await self._exclusively(step)
+        return True
+
+    async def _rebased(self, prepare: Callable[[], Prepared]) -> None:
+        """Writes what changes the base. Until it is written, or was not, what may be gone is told as gone."""
+        try:
+            self._state = await self._written(prepare())
+        finally:
+            self._adopt(self._store.base)
+
+    @contextlib.contextmanager
+    def pinned(self) -> Iterator[Base]:
+        """While this is entered, the base stays as it is: whoever sends or hashes it goes page by page."""
+        self._pins += 1
+        try:
+            yield self._base
+        finally:
+            self._pins -= 1
 
     async def truncate(self, seq: int, *, epoch: int) -> Path | None:
         """Cuts off the entries above `seq` and sets them aside in a file: its path; None: there were none.
@@ -445,9 +417,8 @@ class Replica:
         """Writes the entries `cut` to a file; gives the state without them. Runs in a thread, nothing writes."""
         seq = last.seq
         base = replace(self._state, commit_seq=self._commit_seq)
-        in_sync = None
-        if any(isinstance(entry.operations, InSync) for entry in cut):
-            in_sync = self._in_sync_at(seq)
+        changed = any(isinstance(entry.operations, InSync) for entry in cut)
+        in_sync = self._in_sync_at(seq) if changed else None
         state = truncated(
             base,
             last=last,
@@ -461,13 +432,35 @@ class Replica:
         data = b"".join(encode(record) for record in records)
         return files.write_tail(self._folder, self.uid, epoch=cut[0].epoch, seq=seq + 1, data=data), state
 
-    def _in_sync_at(self, seq: int) -> InSync | None:
-        """The last change of the in-sync set up to `seq`; None: there was none."""
-        for at in range(seq, -1, -1):
-            operations = self._entry_on_disk(at).operations
-            if isinstance(operations, InSync):
-                return operations
-        return None
+    async def begin_seed(self, base: Base) -> Seed:
+        """Begins a seed beside this replica, and gives up an earlier one.
+
+        Raises:
+            DiskFull, Closed: nothing was done.
+        """
+
+        async def step() -> Seed:
+            self._seed = None
+            seed = Seed(self._folder, self.uid, base)
+            await run(self._executor, seed.begin)
+            self._seed = seed
+            return seed
+
+        return await self._exclusively(step)
+
+    async def add_to_seed(self, seed: Seed, rows: Sequence[tuple[bytes, bytes]]) -> None:
+        """Adds rows to a seed; durable when it returns.
+
+        Raises:
+            Invalid: they do not follow, or are none. DiskFull, Closed: the seed is given up.
+        """
+
+        async def step() -> None:
+            if self._seed is not seed:
+                raise Closed(f"{self.uid}: another seed was begun")
+            await run(self._executor, partial(seed.add, rows))
+
+        await self._exclusively(step)
 
     async def verify(self) -> None:
         """Walks the whole journal and compares all that is derived from it. Writes wait meanwhile.
@@ -502,81 +495,3 @@ class Replica:
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()  # a caller that was cancelled does not ask for it
-
-    # -- reading ---------------------------------------------------------------------------------------------
-
-    def read(self, key: str, at: int) -> Record | None:
-        """What a key holds at a seq; None: it is absent."""
-        assert at <= self.last.seq, (at, self.last)
-        return self._reader.read(key, at)
-
-    def scan(
-        self,
-        *,
-        start: str = "",
-        end: str = "",
-        after: str = "",
-        limit: int,
-        bytes_max: int = limits.LIST_BYTES_MAX,
-        at: int,
-    ) -> tuple[list[tuple[str, Record]], bool]:
-        """Keys of start <= key < end behind `after`, in the order of their bytes, and whether there are more."""
-        assert at <= self.last.seq, (at, self.last)
-        return self._reader.scan(start=start, end=end, after=after, limit=limit, bytes_max=bytes_max, at=at)
-
-    def history(
-        self, key: str, *, before: int | None = None, limit: int, at: int, bytes_max: int = limits.LIST_BYTES_MAX
-    ) -> tuple[list[Change], bool]:
-        """Versions of a key up to `at` and below seq `before`, newest first, and whether there are more."""
-        assert at <= self.last.seq, (at, self.last)
-        return self._reader.history(key, before=before, limit=limit, at=at, bytes_max=bytes_max)
-
-    def idempotent(self, key: bytes) -> tuple[int, bytes] | None:
-        """The last entry with this idempotency key: (seq, fingerprint); None: there is none."""
-        return self._reader.idempotent(key)
-
-    def entry(self, seq: int) -> Entry:
-        """An entry of the journal, 0 <= seq <= last.seq."""
-        assert 0 <= seq <= self.last.seq, (seq, self.last)
-        return self._reader.entry(seq)
-
-    def position_at(self, seq: int) -> Position:
-        """Epoch, seq and txid of an entry; of nothing for -1."""
-        if seq == self.last.seq:
-            return self.last
-        if seq == -1:
-            return NOTHING
-        entry = self.entry(seq)
-        return Position(entry.epoch, seq, entry.txid)
-
-    @property
-    def committed(self) -> Position:
-        """Epoch, seq and txid at commit_seq."""
-        return self.position_at(self.commit_seq)
-
-    def txid_seq(self, txid: int) -> int:
-        """The last seq whose txid is not above `txid`; -1: there is none."""
-        return bisect_right(range(self.last.seq + 1), txid, key=lambda seq: self.position_at(seq).txid) - 1
-
-    def raw(self, first: int, entries_max: int, bytes_max: int) -> list[bytes]:
-        """Encoded entries from `first` on, for shipping: one at least, if there is any."""
-        count = min(entries_max, self.last.seq - first + 1)
-        records = self._store.records(first, count_max=count, bytes_max=bytes_max)
-        return [journal.record_entry(record) for record in records]
-
-    def chain_at(self, seq: int) -> bytes:
-        """The chain hash of an entry; ZERO_HASH for -1."""
-        assert -1 <= seq <= self.last.seq, (seq, self.last)
-        return self.chain if seq == self.last.seq else self._chain_on_disk(seq)
-
-    def _chain_on_disk(self, seq: int) -> bytes:
-        return journal.ZERO_HASH if seq == -1 else journal.record_chain(self._record(seq))
-
-    def _entry_on_disk(self, seq: int) -> Entry:
-        return journal.decode_entry(journal.record_entry(self._record(seq)))
-
-    def _record(self, seq: int) -> bytes:
-        data = self._store.record(seq)
-        if data is None:
-            raise Corrupt(f"{self.uid}: seq {seq} is missing")
-        return data

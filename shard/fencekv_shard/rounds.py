@@ -14,21 +14,45 @@ from dataclasses import dataclass
 from fencekv.errors import FenceKVError, Invalid
 from fencekv.token import Token, Version
 from fencekv_shard.api import Committed, Waiter
-from fencekv_shard.journal import Entry, transaction_entry
+from fencekv_shard.journal import Entry, Kind
 from fencekv_shard.replica import Replica
 from fencekv_shard.state import Growth
-from fencekv_shard.transaction import Record, Transaction, evaluate
+from fencekv_shard.transaction import Effect, Get, Record, Transaction, evaluate
 
 
-@dataclass(slots=True, eq=False)
 class Request:
-    """A transaction to be committed."""
+    """A transaction to be committed, and then its answer, which waits until `needs_seq` is committed.
 
-    transaction: Transaction
-    replicated: bool
-    waiter: Waiter
-    size_bytes: int
-    since: float  # when it was taken, CLOCK_BOOTTIME in seconds
+    A refusal that rests on the journal waits too. `since`: when it was taken, CLOCK_BOOTTIME in seconds.
+    """
+
+    __slots__ = ("answer", "needs_seq", "replicated", "since", "size_bytes", "transaction", "waiter", "waiting")
+
+    def __init__(
+        self, transaction: Transaction, replicated: bool, waiter: Waiter, size_bytes: int, since: float
+    ) -> None:
+        self.transaction, self.replicated, self.waiter = transaction, replicated, waiter
+        self.size_bytes, self.since = size_bytes, since
+        self.needs_seq = -1
+        self.answer: Committed | FenceKVError | None = None  # None: it is not evaluated yet
+        self.waiting = True
+
+    def give(self) -> None:
+        """Answers, unless that was done."""
+        if self.waiting:
+            self.waiting = False
+            answer = self.answer
+            if isinstance(answer, Committed):
+                self.waiter.committed(answer)
+            else:
+                assert answer is not None, "it is not evaluated yet"
+                self.waiter.refused(answer)
+
+    def fail(self, error: FenceKVError) -> None:
+        """Answers with an error instead, unless it was answered."""
+        if self.waiting:
+            self.waiting = False
+            self.waiter.refused(error)
 
 
 @dataclass(slots=True, eq=False)
@@ -45,31 +69,6 @@ class Internal:
             self.future.exception()
 
 
-class Pending:
-    """An answer that waits until `needs_seq` is committed: a refusal that rests on the journal waits too."""
-
-    __slots__ = ("answer", "needs_seq", "request", "waiting")
-
-    def __init__(self, request: Request, needs_seq: int, answer: Committed | FenceKVError) -> None:
-        self.request, self.needs_seq, self.answer = request, needs_seq, answer
-        self.waiting = True
-
-    def give(self) -> None:
-        """Answers, unless that was done."""
-        if self.waiting:
-            self.waiting = False
-            if isinstance(self.answer, FenceKVError):
-                self.request.waiter.refused(self.answer)
-            else:
-                self.request.waiter.committed(self.answer)
-
-    def fail(self, error: FenceKVError) -> None:
-        """Answers with an error instead, unless it was answered."""
-        if self.waiting:
-            self.waiting = False
-            self.request.waiter.refused(error)
-
-
 class Round:
     """What a round has gathered, before its commit.
 
@@ -82,7 +81,7 @@ class Round:
         self.growth = growth
         self.txid = growth.last.txid + 1
         self.size_bytes = 0
-        self.answers: list[Pending] = []
+        self.answers: list[Request] = []
         self.internal: list[tuple[Internal, int]] = []
 
     @property
@@ -104,43 +103,47 @@ class Round:
         """Evaluates a request; one that fails its checks leaves no trace."""
         self.size_bytes += request.size_bytes
         try:
-            pending = self._evaluate(request)
+            request.needs_seq, request.answer = self._evaluate(request.transaction)
         except FenceKVError as error:
-            pending = Pending(request, self.seq, error)
-        self.answers.append(pending)
+            request.needs_seq, request.answer = self.seq, error
+        self.answers.append(request)
 
     def fail(self, error: FenceKVError) -> None:
         """Answers all of it with an error."""
-        for pending in self.answers:
-            pending.fail(error)
+        for request in self.answers:
+            request.fail(error)
         for internal, _ in self.internal:
             internal.fail(error)
 
-    def _evaluate(self, request: Request) -> Pending:
-        transaction = request.transaction
-        fingerprint = transaction.fingerprint() if transaction.idempotency_key else b""
-        if fingerprint:
+    def _evaluate(self, transaction: Transaction) -> tuple[int, Committed]:
+        """The answer, and the seq that it waits for."""
+        fingerprint = b""
+        if transaction.idempotency_key:
+            fingerprint = transaction.fingerprint()
             replayed = self._replay(transaction, fingerprint)
             if replayed is not None:
-                return Pending(request, *replayed)
+                return replayed
         effect = evaluate(transaction, self._replica.read_staged)
-        if not effect.writes:
-            # Nothing is written; the answer shows the head, this round's earlier entries included.
-            token = Token(self._epoch, self.txid if self.writes else self.txid - 1)
-            return Pending(request, self.seq, Committed(effect=effect, version=None, token=token))
-        seq = self.seq + 1
-        entry = transaction_entry(
-            seq=seq,
-            txid=self.txid,
-            epoch=self._epoch,
-            unix_ns=self._unix_ns(),
-            actor=transaction.actor,
-            writes=effect.writes,
-            idempotency=(transaction.idempotency_key, fingerprint) if fingerprint else None,
+        growth, epoch = self.growth, self._epoch
+        if not effect.writes and not (fingerprint and _may_write(transaction)):
+            # Nothing is written; the answer shows the head, this round's earlier entries included. Under a key
+            # that would not do: an attempt of the same request that is still on its way must find this outcome.
+            token = Token(epoch, self.txid if growth.records else self.txid - 1)
+            return self.seq, Committed(effect, None, token)
+        seq = growth.last.seq + 1
+        idempotency = (transaction.idempotency_key, fingerprint) if fingerprint else None
+        entry = Entry(
+            seq,
+            self.txid,
+            epoch,
+            Kind.TRANSACTION,
+            self._unix_ns(),
+            transaction.actor,
+            effect.writes,
+            idempotency,
         )
-        self._replica.stage(entry, self.growth)
-        version, token = Version(self._epoch, seq), Token(self._epoch, self.txid)
-        return Pending(request, seq, Committed(effect=effect, version=version, token=token))
+        self._replica.stage(entry, growth)
+        return seq, _committed(effect, Version(epoch, seq), Token(epoch, self.txid))
 
     def _replay(self, transaction: Transaction, fingerprint: bytes) -> tuple[int, Committed] | None:
         """The answer to a request whose idempotency key was used before, and the seq that it waits for."""
@@ -157,5 +160,12 @@ class Round:
             return self._replica.read_staged(key, seq - 1)
 
         effect = evaluate(transaction, read)
-        answer = Committed(effect=effect, version=Version(entry.epoch, seq), token=Token(entry.epoch, entry.txid))
-        return seq, answer
+        return seq, _committed(effect, Version(entry.epoch, seq), Token(entry.epoch, entry.txid))
+
+
+def _committed(effect: Effect, version: Version, token: Token) -> Committed:
+    return Committed(effect, version if effect.writes else None, token)
+
+
+def _may_write(transaction: Transaction) -> bool:
+    return any(not isinstance(part, Get) for part in (*transaction.then, *transaction.otherwise))

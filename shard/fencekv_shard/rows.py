@@ -43,8 +43,8 @@ def batch_of(entries: Sequence[Entry]) -> Batch:
     for entry in entries:
         for index, write in enumerate(entry.writes):
             key = write.key.encode()
-            current[key] = _WHERE.pack(entry.seq, index) if isinstance(write, Put) else None
-            versions.append((version_key(key, entry.seq), _INDEX.pack(index)))
+            current[key] = pack_where((entry.seq, index)) if isinstance(write, Put) else None
+            versions.append((version_key(key, entry.seq), pack_index(index)))
         if entry.idempotency is not None:
             idempotency[entry.idempotency[0]] = seq_key(entry.seq)
     return Batch(
@@ -55,6 +55,31 @@ def batch_of(entries: Sequence[Entry]) -> Batch:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trim:
+    """What goes from the derived tables together with some records of the journal.
+
+    The newest version below the base stays where it is a put: the base holds its value.
+    """
+
+    versions: Sequence[tuple[bytes, bytes]]  # the first row that goes; all of that prefix behind it go too
+    idempotency: Sequence[tuple[bytes, bytes]]  # a row that goes, unless a later entry has changed it
+
+
+def trim_of(entries: Sequence[Entry]) -> Trim:
+    """What consecutive entries leave behind, which are being trimmed and lie in the base. Pure."""
+    newest: dict[bytes, tuple[int, bool]] = {}
+    idempotency: dict[bytes, bytes] = {}
+    for entry in entries:
+        for write in entry.writes:
+            newest[write.key.encode()] = (entry.seq, isinstance(write, Put))
+        if entry.idempotency is not None:
+            idempotency[entry.idempotency[0]] = seq_key(entry.seq)
+    firsts = ((key, seq - 1 if put else seq) for key, (seq, put) in newest.items())
+    versions = sorted((version_key(key, first), key + b"\x00") for key, first in firsts if first >= 0)
+    return Trim(versions=versions, idempotency=sorted(idempotency.items()))
+
+
 def seq_key(seq: int) -> bytes:
     """A seq as a key of `journal`."""
     return seq.to_bytes(8, "big")
@@ -63,6 +88,16 @@ def seq_key(seq: int) -> bytes:
 def unpack_seq(key: bytes) -> int:
     """A seq from a key or a value."""
     return int.from_bytes(key, "big")
+
+
+def pack_where(where: Where) -> bytes:
+    """A value of `current`."""
+    return _WHERE.pack(*where)
+
+
+def pack_index(index: int) -> bytes:
+    """A value of `versions`."""
+    return _INDEX.pack(index)
 
 
 def unpack_where(value: bytes) -> Where:

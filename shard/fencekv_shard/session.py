@@ -6,13 +6,18 @@ Invariants:
   * A session takes the Lease once. When the Lease is gone, another one, another session's, or fenced, the
     session is over for good: it never creates or takes the Lease again.
   * A larger V counts only with a renewal that carried it; a smaller one counts at once.
+  * Renewals are due on a grid of `renew_seconds`, from one departure to the next: what one took does not put off
+    the next. They never overlap, each being a CAS on the one before: one that takes longer than that
+    makes the next one late, which then leaves at once; what else it missed is not made up for.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from bisect import bisect_left
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Final, Protocol
 
 from fencekv import leases
@@ -25,6 +30,7 @@ logger = logging.getLogger(__name__)
 RENEWAL_TIMEOUT_SECONDS: Final = 1.0
 TAKE_RETRY_SECONDS: Final = 0.2
 RELEASE_ATTEMPTS: Final = 10
+LATENESS_BUCKETS: Final = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 
 class SessionOver(Exception):
@@ -37,6 +43,25 @@ class LeaseTimes:
 
     valid_seconds: int = 4
     renew_seconds: float = 1.0
+
+
+class Lateness:
+    """How late renewals left, as a histogram."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(LATENESS_BUCKETS) + 1)
+        self._sum = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Counts one renewal."""
+        self._counts[bisect_left(LATENESS_BUCKETS, seconds)] += 1
+        self._sum += seconds
+
+    def report(self) -> dict[str, object]:
+        """For the shard's report: counts up to each bound, and of all."""
+        counts = list(accumulate(self._counts))
+        buckets = [[bound, count] for bound, count in zip(LATENESS_BUCKETS, counts, strict=False)]
+        return {"buckets": buckets, "count": counts[-1], "sum": self._sum}
 
 
 class Memory(Protocol):
@@ -69,7 +94,7 @@ class SessionKeeper:
     ) -> None:
         self.session = session
         self.times = times
-        self.lateness_seconds_max = 0.0  # of a renewal's start, since the process began
+        self.lateness = Lateness()
         self._kube, self._clock, self._memory = kube, clock, memory
         self._kvns, self._namespace = kvns, namespace
         self._lease: dict[str, Any] = {}
@@ -126,10 +151,14 @@ class SessionKeeper:
         Raises:
             SessionOver: naming why; the process must end.
         """
+        # Without one that is known to be carried out, the first is due now.
+        last_due = self._sent or self._clock.now() - self.times.renew_seconds
         while True:
-            due = self._clock.now() + self.times.renew_seconds
-            await asyncio.sleep(self.times.renew_seconds)
-            self.lateness_seconds_max = max(self.lateness_seconds_max, self._clock.now() - due)
+            due = last_due + self.times.renew_seconds
+            await asyncio.sleep(max(0.0, due - self._clock.now()))
+            late = max(0.0, self._clock.now() - due)
+            self.lateness.add(late)
+            last_due = due + late // self.times.renew_seconds * self.times.renew_seconds
             await self.renew()
 
     async def renew(self) -> None:

@@ -26,6 +26,7 @@ class PartitionSpec:
     replicas: tuple[str, ...]  # pods
     value_bytes_max: int
     key_pattern: str
+    history_seconds: float  # how long the journal and old versions are kept; 0: for ever
     keep_data: bool  # when the partition is deleted
 
     @classmethod
@@ -46,5 +47,6 @@ class PartitionSpec:
             replicas=replicas,
             value_bytes_max=int(table_limits.get("valueBytesMax", limits.VALUE_BYTES_MAX)),
             key_pattern=table_limits.get("keyPattern", ""),
+            history_seconds=float((spec.get("history") or {}).get("windowSeconds", 0)),
             keep_data=spec.get("deletionPolicy", "Retain") == "Retain",
         )

@@ -152,7 +152,7 @@ class Growth:
         """The state with these entries, on a state that ends where they begin."""
         assert state.last.seq == self.first - 1, (state.last, self.first)
         for entry in self._announced:
-            state = _announced(state, entry)
+            state = announced(state, entry)
         return replace(state, last=self.last, peaks=self.peaks, chain=self.chain, commit_seq=commit_seq)
 
 
@@ -202,7 +202,8 @@ def truncated(
     )
 
 
-def _announced(state: State, entry: Entry) -> State:
+def announced(state: State, entry: Entry) -> State:
+    """The state with what an entry changes besides the journal's end: in-sync set, ends of epochs."""
     operations = entry.operations
     if isinstance(operations, InSync):
         return replace(state, set_version=operations.version, members=operations.members)

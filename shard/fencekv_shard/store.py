@@ -5,9 +5,10 @@ Invariants:
     begins and fills the transaction; the `Prepared` that it gives commits it.
   * Entries are appended only if the promise on disk, read inside that transaction, is the appender's epoch and
     that epoch is not closed; and only right behind the last record on disk.
-  * `current`, `versions` and `idempotency` hold exactly what the journal says up to `applied_seq`.
+  * `current`, `versions` and `idempotency` hold exactly what base and journal say up to `applied_seq`; but the
+    last two may still hold what lies below the base.
+  * `base` and `meta.base` change together; a record leaves the journal only when the base holds what it wrote.
   * After an error of a commit nothing is written any more: what the disk holds is known only after a restart.
-  * Read transactions end in the method that began them: none is ever pinned.
   * One `Prepared` at a time, and none begins while a read is under way. LMDB's own locks are off (decision 0004):
     without its table of readers this is what keeps it from using pages again that a reader still looks at. Whoever
     reads outside of the event loop lets nothing be written meanwhile.
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Self
@@ -29,22 +30,19 @@ import lmdb
 
 from fencekv.errors import Invalid
 from fencekv_shard import limits
-from fencekv_shard.rows import (
-    SUFFIX_BYTES,
-    Batch,
-    Where,
-    seq_key,
-    unpack_seq,
-    unpack_version,
-    unpack_where,
-    version_key,
-)
+from fencekv_shard.base import Base, Fold, decode_base, encode_base
+from fencekv_shard.rows import Batch, Trim, seq_key, unpack_seq
 from fencekv_shard.state import State, decode_state, encode_state
+from fencekv_shard.tables import Tables
 
 TABLES: Final = ("meta", "current", "versions", "journal", "mmr", "idempotency", "leases", "expiry")
+BASE: Final = "base"  # a table that environments made by earlier versions get with their first fold
 DATA_FILE: Final = "data.mdb"
 
 _STATE_KEY: Final = b"state"
+_BASE_KEY: Final = b"base"
+Items = Sequence[tuple[bytes, bytes]]  # keys and values of rows, in the order of the keys
+
 _ROOM_BYTES: Final = 1 << 20  # pages that any transaction may need besides its records
 
 
@@ -58,6 +56,10 @@ class FolderInUse(StorageError):
 
 class UnknownFormat(StorageError):
     """The folder holds something that this program cannot read: it was not touched."""
+
+
+class Unreadable(StorageError):
+    """The disk did not let us look: nothing is known about what lies there, and nothing was touched. Try again."""
 
 
 class Corrupt(StorageError):
@@ -112,11 +114,14 @@ def dont_need(path: Path) -> None:
 class Prepared:
     """A filled LMDB transaction that waits for its commit. It ends by `commit`, or with its store."""
 
-    __slots__ = ("_raw", "_store", "_txn", "state")
+    __slots__ = ("_base", "_opened", "_raw", "_store", "_txn", "state")
 
-    def __init__(self, store: Store, txn: Any, state: State, raw: bytes) -> None:
+    def __init__(
+        self, store: Store, txn: Any, state: State, raw: bytes, base: Base | None, opened: dict[str, Any]
+    ) -> None:
         self._store, self._txn = store, txn
         self.state, self._raw = state, raw
+        self._base, self._opened = base, opened  # None, {}: they stay as they are
 
     def commit(self) -> State:
         """Makes it durable; gives the store's new state. Blocks, in any thread.
@@ -135,43 +140,74 @@ class Prepared:
             raise DiskFull(f"{store.path}: {error}") from error
         except Exception as error:
             raise store._fail(error) from error
+        store._db.update(self._opened)
+        store.base = self._base or store.base
         store.state, store._raw, store._writing = self.state, self._raw, False
         return self.state
 
 
-class Store:
-    """An open environment. `state` is what `meta.state` holds on disk."""
+_FOREIGN = (lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.CorruptedError, lmdb.PageNotFoundError)
+
+
+class Store(Tables):
+    """An open environment. `state` and `base` are what `meta` holds on disk."""
 
     def __init__(
-        self, path: Path, environment: Any, tables: dict[str, Any], state: bytes, *, map_bytes: int
+        self,
+        path: Path,
+        environment: Any,
+        tables: dict[str, Any],
+        state: bytes,
+        base: bytes | None,
+        *,
+        map_bytes: int,
     ) -> None:
-        self.path = path
+        super().__init__(path, environment, tables)
         self._map_bytes = map_bytes
         self._page_bytes: int = environment.stat()["psize"]
         self.state = decode_state(state)
+        self.base = Base() if base is None else decode_base(base)
         self._raw = state  # the bytes of `state`: comparing them is cheaper than decoding in each transaction
-        self._env = environment
-        self._db = tables
         self._writing = False  # a `Prepared` is under way
         self._failed = False
 
     @classmethod
-    def create(cls, path: Path, state: State, *, map_bytes: int = limits.MAP_BYTES) -> None:
-        """Makes an environment with its state, durable but for the name of its folder, and closes it."""
-        _require_room(path.parent, 0)
+    def create(cls, path: Path, state: State | None, *, map_bytes: int = limits.MAP_BYTES) -> None:
+        """Makes an environment with its state, durable but for the name of its folder, and closes it.
+
+        `state` None: it is not complete, and cannot be opened, before `complete` has given it one.
+        """
+        _require_room(path.parent, 0, os.statvfs(path.parent))
         path.mkdir()
-        try:
-            with (
-                contextlib.closing(_environment(path, map_bytes)) as env,
-                env.begin(write=True) as txn,
-            ):
-                tables = {name: env.open_db(name.encode(), txn=txn) for name in TABLES}
+        with _making(path, map_bytes) as (txn, tables):
+            if state is not None:
                 txn.put(_STATE_KEY, encode_state(state), db=tables["meta"])
-        except (lmdb.MapFullError, lmdb.DiskError) as error:
-            raise DiskFull(f"{path}: no room for a new environment") from error
-        except lmdb.Error as error:
-            raise CommitFailed(f"{path}: {error}") from error
         sync_folder(path)
+
+    @classmethod
+    def fill(cls, path: Path, rows: Mapping[str, Items], *, map_bytes: int = limits.MAP_BYTES) -> None:
+        """Adds rows to the tables named, each behind the ones that are there. The environment is not complete.
+
+        Raises:
+            Invalid: they do not lie behind those that are there, or are out of order.
+            DiskFull, CommitFailed: see there.
+        """
+        payload = sum(len(key) + len(row) for items in rows.values() for key, row in items)
+        _require_room(path, payload, os.statvfs(path))
+        with _making(path, map_bytes) as (txn, tables):
+            for name, items in rows.items():
+                _, added = txn.cursor(db=tables[name]).putmulti(items, append=True)
+                if added != len(items):
+                    raise Invalid("rows: out of order", field="rows")
+
+    @classmethod
+    def complete(cls, path: Path, state: State, base: Base, *, map_bytes: int = limits.MAP_BYTES) -> None:
+        """Makes an environment complete; durable but for the name of its folder."""
+        base.check()
+        state.check()
+        with _making(path, map_bytes) as (txn, tables):
+            txn.put(_BASE_KEY, encode_base(base), db=tables["meta"])
+            txn.put(_STATE_KEY, encode_state(state), db=tables["meta"])
 
     @classmethod
     def open(cls, path: Path, *, map_bytes: int = limits.MAP_BYTES) -> Self:
@@ -186,13 +222,18 @@ class Store:
         dont_need(path)
         try:
             env = _environment(path, map_bytes)
-        except lmdb.Error as error:
+        except _FOREIGN as error:
             raise UnknownFormat(f"{path}: not an LMDB 1.0 environment: {error}") from error
+        except lmdb.Error as error:
+            raise Unreadable(f"{path}: {error}") from error
         try:
             tables = {name: env.open_db(name.encode(), create=False) for name in TABLES}
+            with contextlib.suppress(lmdb.NotFoundError):
+                tables[BASE] = env.open_db(BASE.encode(), create=False)
             with env.begin() as txn:
                 raw = txn.get(_STATE_KEY, db=tables["meta"])
-            return cls(path, env, tables, raw or b"", map_bytes=map_bytes)
+                base = txn.get(_BASE_KEY, db=tables["meta"])
+            return cls(path, env, tables, raw or b"", base, map_bytes=map_bytes)
         except (lmdb.NotFoundError, lmdb.IncompatibleError, Invalid) as error:
             env.close()
             raise UnknownFormat(f"{path}: {error}") from error
@@ -223,7 +264,7 @@ class Store:
             self._check_promise(txn, promised)
             self._check_unchanged(txn)
             cursor = txn.cursor(db=self._db["journal"])
-            last_seq = unpack_seq(cursor.key()) if cursor.last() else -1
+            last_seq = unpack_seq(cursor.key()) if cursor.last() else self.base.first_seq - 1
             assert last_seq == records[0][0] - 1, (last_seq, records[0][0])
             _, added = cursor.putmulti([(seq_key(seq), data) for seq, data in records], append=True)
             assert added == len(records), (added, len(records))
@@ -255,8 +296,8 @@ class Store:
 
         return self._begin(work)
 
-    def apply(self, batch: Batch, state: State) -> Prepared:
-        """Brings the derived tables up to `state.applied_seq`."""
+    def apply(self, batch: Batch, state: State, base: Base | None = None) -> Prepared:
+        """Brings the derived tables up to `state.applied_seq`. `base`: with a checkpoint that is among it."""
         assert self.state.applied_seq < state.applied_seq <= state.commit_seq, (self.state.applied_seq, state)
 
         def work(txn: Any) -> State:
@@ -273,7 +314,47 @@ class Store:
             return state
 
         payload = sum(len(key) + len(value) for items in (batch.puts, batch.versions) for key, value in items)
-        return self._begin(work, payload_bytes=payload)
+        return self._begin(work, payload_bytes=payload, base=base)
+
+    def fold(self, fold: Fold, base: Base) -> Prepared:
+        """Brings the base up to `base.seq`."""
+        assert self.base.seq < base.seq <= self.state.applied_seq, (self.base, base, self.state)
+        opened: dict[str, Any] = {}
+
+        def work(txn: Any) -> State:
+            self._check_unchanged(txn)
+            table = self._db.get(BASE)
+            if table is None:
+                table = opened[BASE] = self._env.open_db(BASE.encode(), txn=txn)
+            for key in fold.deletes:
+                txn.delete(key, db=table)
+            if fold.puts:
+                txn.cursor(db=table).putmulti(fold.puts)
+            return self.state
+
+        return self._begin(work, payload_bytes=fold.size_bytes, base=base, opened=opened)
+
+    def trim(self, trim: Trim, base: Base) -> Prepared:
+        """Removes the journal's records below `base.first_seq`, and what they leave in the derived tables."""
+        assert self.base.first_seq < base.first_seq <= base.seq + 1, (self.base, base)
+
+        def work(txn: Any) -> State:
+            self._check_unchanged(txn)
+            cursor = txn.cursor(db=self._db["journal"])
+            cursor.first()
+            while cursor.key() and cursor.key() < seq_key(base.first_seq):
+                cursor.delete()
+            cursor = txn.cursor(db=self._db["versions"])
+            for first, prefix in trim.versions:
+                cursor.set_range(first)
+                while cursor.key().startswith(prefix):
+                    cursor.delete()
+            for key, value in trim.idempotency:
+                if txn.get(key, db=self._db["idempotency"]) == value:
+                    txn.delete(key, db=self._db["idempotency"])
+            return self.state
+
+        return self._begin(work, base=base)
 
     def cut(self, seq: int, state: State, *, promised: int) -> Prepared:
         """Removes the journal's records above `seq`.
@@ -311,11 +392,19 @@ class Store:
         raw = txn.get(_STATE_KEY, db=self._db["meta"])
         return self.state if raw == self._raw else decode_state(raw)
 
-    def _begin(self, work: Callable[[Any], State], *, payload_bytes: int = 0) -> Prepared:
+    def _begin(
+        self,
+        work: Callable[[Any], State],
+        *,
+        payload_bytes: int = 0,
+        base: Base | None = None,
+        opened: dict[str, Any] | None = None,
+    ) -> Prepared:
         if self._failed:
             raise CommitFailed(f"{self.path}: an earlier commit failed")
         assert not self._writing, "a write has not ended yet"
-        _require_room(self.path, payload_bytes)
+        disk = os.statvfs(self.path)
+        _require_room(self.path, payload_bytes, disk)
         try:
             txn = self._env.begin(write=True)
         except lmdb.Error as error:
@@ -325,6 +414,9 @@ class Store:
             state.check()
             raw = encode_state(state)
             txn.put(_STATE_KEY, raw, db=self._db["meta"])
+            if base is not None:
+                base.check()
+                txn.put(_BASE_KEY, encode_base(base), db=self._db["meta"])
         except (lmdb.MapFullError, lmdb.TxnFullError, lmdb.DiskError) as error:
             txn.abort()
             raise DiskFull(f"{self.path}: {error}") from error
@@ -335,7 +427,7 @@ class Store:
             txn.abort()
             raise
         self._writing = True
-        return Prepared(self, txn, state, raw)
+        return Prepared(self, txn, state, raw, base, opened or {})
 
     def _fail(self, error: Exception) -> CommitFailed:
         self._failed = True
@@ -343,7 +435,7 @@ class Store:
 
     def in_reserve(self) -> bool:
         """Whether what is free on the disk, or in the map, is the reserve, or less."""
-        return _is_in_reserve(self.path) or self._map_in_reserve()
+        return _is_in_reserve(os.statvfs(self.path)) or self._map_in_reserve()
 
     def _map_in_reserve(self) -> bool:
         if (self._env.info()["last_pgno"] + 1) * self._page_bytes <= self._map_bytes:
@@ -353,101 +445,6 @@ class Store:
             stats = [self._env.stat(), *(txn.stat(table) for table in self._db.values())]
         pages = sum(stat[kind] for stat in stats for kind in ("branch_pages", "leaf_pages", "overflow_pages"))
         return bool(pages * self._page_bytes > self._map_bytes)
-
-    # -- reading ---------------------------------------------------------------------------------------------
-
-    def record(self, seq: int) -> bytes | None:
-        """A record of the journal; None: there is none of that seq."""
-        with self._env.begin() as txn:
-            data: bytes | None = txn.get(seq_key(seq), db=self._db["journal"])
-            return data
-
-    def records(self, first: int, *, count_max: int, bytes_max: int) -> list[bytes]:
-        """Consecutive records from `first` on: one at least, if there is any, whatever its size."""
-        found: list[bytes] = []
-        size = 0
-        with self._env.begin() as txn, txn.cursor(db=self._db["journal"]) as cursor:
-            positioned = cursor.set_range(seq_key(first))
-            while positioned and len(found) < count_max:
-                data = cursor.value()
-                size += len(data)
-                if found and size > bytes_max:
-                    break
-                found.append(data)
-                positioned = cursor.next()
-        return found
-
-    def last_seq(self) -> int:
-        """The seq of the last record; -1: none."""
-        with self._env.begin() as txn, txn.cursor(db=self._db["journal"]) as cursor:
-            return unpack_seq(cursor.key()) if cursor.last() else -1
-
-    def current(self, key: str) -> Where | None:
-        """Where the key's value at applied_seq was written; None: absent."""
-        with self._env.begin() as txn:
-            found = txn.get(key.encode(), db=self._db["current"])
-            return None if found is None else unpack_where(found)
-
-    def current_page(self, start: str, end: str, *, limit: int) -> list[tuple[str, Where]]:
-        """Keys of start <= key < end (empty end: no bound) at applied_seq, in the order of their bytes."""
-        bound = end.encode()
-        page: list[tuple[str, Where]] = []
-        with self._env.begin() as txn, txn.cursor(db=self._db["current"]) as cursor:
-            positioned = cursor.set_range(start.encode()) if start else cursor.first()
-            while positioned and len(page) < limit:
-                key = cursor.key()
-                if bound and key >= bound:
-                    break
-                page.append((key.decode(), unpack_where(cursor.value())))
-                positioned = cursor.next()
-        return page
-
-    def version_at(self, key: str, seq: int) -> Where | None:
-        """What wrote or deleted the key last at or before `seq`, as far as it is applied; None: nothing did."""
-        found = self.versions_of(key, seq=seq, limit=1)
-        return found[0] if found else None
-
-    def versions_of(self, key: str, *, seq: int, limit: int) -> list[Where]:
-        """What wrote or deleted the key at or before `seq`, newest first, as far as it is applied."""
-        prefix = key.encode() + b"\x00"
-        found: list[Where] = []
-        if seq < 0:
-            return found
-        with self._env.begin() as txn, txn.cursor(db=self._db["versions"]) as cursor:
-            positioned = cursor.set_range(version_key(key.encode(), seq))
-            while positioned and len(found) < limit and cursor.key().startswith(prefix):
-                found.append(unpack_version(cursor.key(), cursor.value())[1])
-                positioned = cursor.next()
-        return found
-
-    def versions_page(self, start: str, end: str, *, seq: int, limit: int) -> list[tuple[str, Where]]:
-        """For keys of start <= key < end: what wrote or deleted each last at or before `seq`."""
-        bound = end.encode()
-        page: list[tuple[str, Where]] = []
-        if seq < 0:
-            return page
-        with self._env.begin() as txn, txn.cursor(db=self._db["versions"]) as cursor:
-            positioned = cursor.set_range(start.encode()) if start else cursor.first()
-            while positioned and len(page) < limit:
-                key = cursor.key()[:-SUFFIX_BYTES]
-                if bound and key >= bound:
-                    break
-                if cursor.set_range(version_key(key, seq)) and cursor.key()[:-SUFFIX_BYTES] == key:
-                    page.append((key.decode(), unpack_version(cursor.key(), cursor.value())[1]))
-                positioned = cursor.set_range(key + b"\x01")  # the least key behind it: keys have no NUL
-        return page
-
-    def idempotency(self, key: bytes) -> int | None:
-        """The seq of the applied entry with this idempotency key; None: there is none."""
-        with self._env.begin() as txn:
-            found = txn.get(key, db=self._db["idempotency"])
-            return None if found is None else unpack_seq(found)
-
-    def tables(self) -> dict[str, dict[bytes, bytes]]:
-        """The whole derived tables, for `audit`."""
-        names = ("current", "versions", "idempotency")
-        with self._env.begin() as txn:
-            return {name: dict(txn.cursor(db=self._db[name])) for name in names}
 
 
 def sync_folder(path: Path) -> None:
@@ -459,18 +456,28 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def _is_in_reserve(path: Path) -> bool:
-    disk = os.statvfs(path)
+def _is_in_reserve(disk: os.statvfs_result) -> bool:
     total, free = disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
     return free < max(limits.DISK_RESERVE_BYTES, total * limits.DISK_RESERVE_SHARE)
 
 
-def _require_room(path: Path, payload_bytes: int) -> None:
+def _require_room(path: Path, payload_bytes: int, disk: os.statvfs_result) -> None:
     """Refuses before the commit what would fill the disk in it: only before it a full disk is harmless."""
-    disk = os.statvfs(path)
     free = disk.f_bavail * disk.f_frsize
     if free < _ROOM_BYTES + 4 * payload_bytes:
         raise DiskFull(f"{path}: {free} bytes free")
+
+
+@contextlib.contextmanager
+def _making(path: Path, map_bytes: int) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """One durable transaction on an environment that is being made, with all its tables."""
+    try:
+        with contextlib.closing(_environment(path, map_bytes)) as env, env.begin(write=True) as txn:
+            yield txn, {name: env.open_db(name.encode(), txn=txn) for name in (*TABLES, BASE)}
+    except (lmdb.MapFullError, lmdb.TxnFullError, lmdb.DiskError) as error:
+        raise DiskFull(f"{path}: no room for a new environment") from error
+    except lmdb.Error as error:
+        raise CommitFailed(f"{path}: {error}") from error
 
 
 def _environment(path: Path, map_bytes: int) -> Any:
@@ -478,7 +485,7 @@ def _environment(path: Path, map_bytes: int) -> Any:
         str(path),
         map_size=map_bytes + map_bytes // limits.MAP_RESERVE_PART,
         subdir=True,
-        max_dbs=len(TABLES),
+        max_dbs=len(TABLES) + 1,
         lock=False,
         sync=True,
         metasync=True,

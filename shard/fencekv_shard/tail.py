@@ -6,6 +6,8 @@ order, those of different partitions beside each other.
 Invariants:
   * The epoch is promised durably before the first answer under it.
   * Nothing is confirmed before it is fsynced; entries are taken only if hashes and numbers follow.
+  * A seed takes the replica's place only when all of it is durable and has the owner's hash; nothing is confirmed
+    for it before.
   * A divergent tail is set aside before it is cut off; a replica that diverged below what it has applied is set
     aside whole.
 """
@@ -22,10 +24,14 @@ from typing import Any, Final, Protocol
 from fencekv.errors import Invalid
 from fencekv.leases import Session
 from fencekv_shard import limits, peer
+from fencekv_shard.base import decode_base
 from fencekv_shard.feed import Pings, Spawn, fields
+from fencekv_shard.folder import Seed
+from fencekv_shard.journal import Checkpoint
 from fencekv_shard.peer import Channel, ChannelClosed, Message, Transport
-from fencekv_shard.replica import Closed, Replica
-from fencekv_shard.store import BelowApplied, CommitFailed, DiskFull, PromiseMoved, StalePromise
+from fencekv_shard.replica import Replica
+from fencekv_shard.store import BelowApplied, CommitFailed, DiskFull, PromiseMoved, StalePromise, Unreadable
+from fencekv_shard.view import Closed
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +44,8 @@ class Following(Protocol):
 
     replica: Replica
 
-    async def reseed(self, epoch: int) -> None:
-        """Sets the replica aside and opens an empty one in its place."""
+    async def reseed(self, epoch: int, seed: Seed | None = None) -> None:
+        """Sets the replica aside and opens `seed`, or an empty one, in its place."""
         ...
 
     def committed(self, seq: int) -> None:
@@ -185,6 +191,8 @@ class _Stream:
         self._subscribing: asyncio.TimerHandle | None = None
         self._backoff = BACKOFF_SECONDS_MIN
         self._stopped = False
+        self._seed: Seed | None = None  # None: none is being received
+        self._pages = 0  # of the seed that are durable
         self._number = 0  # of the subscription that counts; messages of an earlier one are dropped
 
     def subscribe_soon(self, seconds: float) -> None:
@@ -236,7 +244,7 @@ class _Stream:
         except Closed as error:
             logger.info("%s: %s", self._uid, error)  # the partition leaves this shard, or its replica is exchanged
             self._again()
-        except (Invalid, DiskFull) as error:
+        except (Invalid, DiskFull, Unreadable) as error:
             logger.warning("%s: %s", self._uid, error)
             self._again()
         except CommitFailed as error:
@@ -249,7 +257,7 @@ class _Stream:
     async def _take(self, message: Message) -> None:
         kind, replica = message[0], self._following.replica
         if kind == "_subscribe":
-            last = replica.last
+            last, self._seed = replica.last, None
             self._number = self._link.next_number()
             await self._link.send(
                 [
@@ -281,14 +289,43 @@ class _Stream:
                 return
             chain = replica.chain_at(min(_seq(seq), replica.last.seq))
             await self._link.send(["hash", self._uid, epoch, seq, chain])
+        elif kind in {"seed", "rows", "seeded"}:
+            await self._take_seed(message)
         elif kind == "refuse":
             self._again()
+
+    async def _take_seed(self, message: Message) -> None:
+        kind, replica = message[0], self._following.replica
+        if kind == "seed":
+            _, epoch, number, data = fields(message, str, int, int, bytes)
+            if number != self._number:
+                return
+            await replica.promise(epoch)
+            base = decode_base(data)
+            if base.seq < 0 or base.last.epoch > epoch:
+                raise Invalid("seed: not a base of that owner", field="base")
+            logger.info("%s: a seed from seq %d begins", self._uid, base.seq)
+            self._seed, self._pages = await replica.begin_seed(base), 0
+        elif kind == "rows":
+            _, epoch, number, rows = fields(message, str, int, int, list)
+            if number == self._number and self._seed is not None:
+                await replica.add_to_seed(self._seed, [_row(row) for row in rows])
+                self._pages += 1
+                await self._link.send(["seeding", self._uid, epoch, number, self._pages])
+        else:
+            _, epoch, number, at, keys, digest = fields(message, str, int, int, int, int, bytes)
+            if number == self._number and self._seed is not None:
+                seed, self._seed = self._seed, None
+                seed.check(Checkpoint(at=at, keys=keys, digest=digest))
+                await self._following.reseed(epoch, seed)
+                self._backoff = BACKOFF_SECONDS_MIN
+                self.subscribe_soon(0.0)
 
     async def _append(self, epoch: int, commit: int, chain: bytes, entries: list[bytes]) -> None:
         replica = self._following.replica
         await replica.promise(epoch)
         if entries:
-            if replica.overlay_full:
+            while replica.overlay_full and replica.needs_apply:
                 await replica.apply_step()
             await self._confirm(epoch, await replica.append_copied(entries, epoch=epoch, chain=chain))
         if not self._stopped and self._following.replica is replica and commit <= replica.last.seq:
@@ -322,6 +359,14 @@ class _Stream:
             return
         self.subscribe_soon(self._backoff)
         self._backoff = min(self._backoff * 2, BACKOFF_SECONDS_MAX)
+
+
+def _row(row: Any) -> tuple[bytes, bytes]:
+    match row:
+        case [bytes(key), bytes(data)]:
+            return key, data
+        case _:
+            raise ChannelClosed("rows: not a key and a row")
 
 
 def _seq(seq: int) -> int:

@@ -16,6 +16,7 @@ from fencekv import leases
 from fencekv.errors import FenceKVError
 from fencekv.kube import KV_NAMESPACES, KV_PARTITIONS, LEASES, KubeConflict
 from fencekv_sandbox.apiserver.faults import Rule
+from fencekv_sandbox.controlplane import free_ports
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -170,24 +171,46 @@ async def test_a_pod_that_comes_back_under_its_name_is_believed_only_with_its_vo
         await load.check()
 
 
-async def test_a_second_process_on_the_folder_is_turned_away(make) -> None:
+async def test_a_second_process_on_the_folder_waits_and_takes_nothing(make) -> None:
+    """As a pod that was deleted by force and its successor on one node do: the volume is still held."""
     async with make() as world:
         async with world.load("a") as load:
             old = await world.sandbox.owner_of(PARTITION)
             intruder = leases.Session(old.pod, old.session.pod_uid, "ffffffffffffffff")
+            ports = free_ports(2)
             beside = world.sandbox.pod(old.pod).run_beside(
-                (sys.executable, "-m", "fencekv_shard", "serve"), environment={"FENCEKV_SESSION": str(intruder)}
+                (sys.executable, "-m", "fencekv_shard", "serve"),
+                environment={
+                    "FENCEKV_SESSION": str(intruder),
+                    "FENCEKV_HTTP_PORT": str(ports[0]),
+                    "FENCEKV_PEER_PORT": str(ports[1]),
+                },
             )
-
-            async def ended():
-                return beside.exit_status is not None
-
-            await world.settled(ended)
-            assert beside.exit_status == 75
-            count = load.acknowledged
-            await world.settled(lambda: more_than(load, count))
-            assert await world.sandbox.owner_of(PARTITION) == old
+            try:
+                host = (await world.sandbox.session_lease(old.pod)).http.rpartition(":")[0]
+                await world.settled(lambda: answers(f"http://{host}:{ports[0]}", healthz=200, readyz=503))
+                count = load.acknowledged
+                await world.settled(lambda: more_than(load, count))
+                assert await answers(f"http://{host}:{ports[0]}", healthz=200, readyz=503)
+                assert await world.sandbox.owner_of(PARTITION) == old
+                assert (await world.sandbox.session_lease(old.pod)).session == old.session
+            finally:
+                await beside.stop(10.0)
+            assert beside.exit_status == 0
         await load.check()
+
+
+async def answers(address: str, **statuses: int) -> bool:
+    """Whether a shard answers these pages so; False as well if it does not answer yet."""
+    async with aiohttp.ClientSession() as session:
+        for page, status in statuses.items():
+            try:
+                async with session.get(f"{address}/{page}") as reply:
+                    if reply.status != status:
+                        return False
+            except aiohttp.ClientError:
+                return False
+    return True
 
 
 async def test_an_owner_whose_renewals_fail_is_replaced_though_it_can_read(make) -> None:

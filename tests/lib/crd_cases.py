@@ -178,6 +178,10 @@ BAD_TABLES: Final = [
     _table({"spec.minInSync": 2}, "spec.minInSync", "set beside it"),
     _table({"spec.replicas": 1, "spec.minInSync": 2}, "spec.minInSync", "must not exceed replicas"),
     _table({"spec.maxUnshippedSeconds": 0}, "spec.maxUnshippedSeconds"),
+    _table({"spec.history": {}}, "spec.history.windowSeconds", "Required"),
+    _table({"spec.history": {"windowSeconds": -1}}, "spec.history.windowSeconds"),
+    _table({"spec.history": {"windowSeconds": 315360001}}, "spec.history.windowSeconds", "315360000"),
+    _table({"spec.history": {"windowSeconds": "1h"}}, "spec.history.windowSeconds", "integer"),
     _table({"spec.limits": {"valueBytesMax": 1048577}}, "spec.limits.valueBytesMax", "1048576"),
     _table({"spec.limits": {"valueBytesMax": 0}}, "spec.limits.valueBytesMax"),
     *(
@@ -250,6 +254,8 @@ BAD_PARTITIONS: Final = [
     _partition({"spec.replicas": [f"a-{i}" for i in range(17)]}, "spec.replicas", "at most 16"),
     _partition({"spec.deletionPolicy": "Keep"}, "spec.deletionPolicy", "Retain"),
     _partition({"spec.limits": {}}, "spec.limits.valueBytesMax", "Required"),
+    _partition({"spec.history": {}}, "spec.history.windowSeconds", "Required"),
+    _partition({"spec.history": {"windowSeconds": -1}}, "spec.history.windowSeconds"),
 ]
 
 BAD: Final = [*BAD_NAMESPACES, *BAD_TABLES, *BAD_PARTITIONS]
@@ -344,6 +350,9 @@ MUTABLE: Final = [
     _namespace({"spec.shards.replicas": 5}),
     _namespace({"spec.lease": {"durationSeconds": 3, "validSeconds": 2}}),
     _table({"spec.durability": "standard", "spec.replicas": 0}),
+    _table({"spec.history": {"windowSeconds": 0}}),
+    _table({"spec.history": {"windowSeconds": 315360000}}),
+    _partition({"spec.history": {"windowSeconds": 60}}),
     _partition({"spec.durability": "standard", "spec.replicas": ["tenant-5"], "spec.minInSync": 0}),
     _partition({"spec.deletionPolicy": "Delete", "spec.limits": {"valueBytesMax": 1, "keyPattern": "a"}}),
 ]

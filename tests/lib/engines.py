@@ -34,6 +34,7 @@ def spec(**changes: Any) -> PartitionSpec:
         "replicas": ("sample-0", "sample-1", "sample-2"),
         "value_bytes_max": 1 << 20,
         "key_pattern": "",
+        "history_seconds": 0.0,
         "keep_data": True,
     }
     return PartitionSpec(**{**values, **changes})

@@ -303,7 +303,9 @@ class World:
         return self.shards[self.owner(name)]
 
     def facts(self, failover: Failover, name: str = "orders-0") -> PartitionFacts:
-        return next(facts for facts in failover.facts(NAMESPACE).values() if facts.name == name)
+        facts = failover.facts(NAMESPACE, name)
+        assert facts is not None, name
+        return facts
 
     def reasons(self) -> list[Reason]:
         return [transition.reason for transition in self.transitions]

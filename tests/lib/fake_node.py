@@ -37,6 +37,7 @@ class FakePartition:
     script: list[Exception | asyncio.Event | None] = field(default_factory=list)
     refusals: list[FenceKVError] = field(default_factory=list)  # of writes that `begin` has taken
     waiting: list[asyncio.Future[Any]] = field(default_factory=list)
+    durability: api.Durability = api.Durability.STANDARD
 
     @property
     def token(self) -> Token:
@@ -176,6 +177,7 @@ class FakeNode:
 
     def own(self, table: str, index: int, *, epoch: int = 1) -> FakePartition:
         replica = self.replicas.setdefault((table, index), FakePartition(f"{table}-{index}", epoch=epoch))
+        replica.durability = self.tables[table].durability
         self.point(table, index, owner=self.pod, http="", epoch=epoch, local=True)
         return replica
 

@@ -136,7 +136,7 @@ class World:
             clock=self.clock,
             chance=random.Random(1),
             operator=OPERATOR,
-            facts=lambda _namespace: self.facts,
+            facts=lambda _namespace, name: {each.name: each for each in self.facts.values()}.get(name),
             leading=lambda: self.leading,
             post=self.notices.append,
         )

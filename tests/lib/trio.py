@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,21 @@ KVNS = "sample"
 
 def put(key: str, value: bytes, **options: Any) -> Transaction:
     return Transaction(then=(Put(key, value),), **options)
+
+
+def free_ports(pairs: int) -> list[int]:
+    """Ports that nobody listens on, in pairs of neighbours."""
+    found: list[int] = []
+    while len(found) < 2 * pairs:
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            port = first.getsockname()[1]
+            try:
+                second.bind(("127.0.0.1", port + 1))
+            except OSError:
+                continue
+            found += [port, port + 1]
+    return found
 
 
 async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:

@@ -51,7 +51,7 @@ class Operator:
             clock=clock,
             chance=random.Random(1),
             operator=OPERATOR,
-            facts=lambda _: self.facts,
+            facts=lambda _namespace, name: {each.name: each for each in self.facts.values()}.get(name),
             leading=lambda: True,
             post=self.recorder.post,
             kube_namespace=namespace,

@@ -140,7 +140,7 @@ def test_a_partition_has_the_fields_that_the_formats_page_names() -> None:
     named = yaml.safe_load(example)["spec"]
 
     spec = schema_of("kvpartitions")["properties"]["spec"]
-    assert named.keys() == spec["properties"].keys() == set(spec["required"]) | {"deletionPolicy"}
+    assert named.keys() == spec["properties"].keys() == set(spec["required"]) | {"deletionPolicy", "history"}
     assert named["limits"].keys() == spec["properties"]["limits"]["properties"].keys()
 
 

@@ -21,9 +21,11 @@ from fencekv.kube import (
     SERVICE_ACCOUNTS,
     SERVICES,
     STATEFUL_SETS,
+    KubeError,
 )
 from fencekv.leases import PartitionLease
 from fencekv_operator.facts import Reason, Transition, Trouble
+from fencekv_operator.reconcile import CREATIONS_AT_ONCE, RACES_MAX, TABLE
 from fencekv_operator.settings import FINALIZER
 
 Object = dict[str, Any]
@@ -48,6 +50,48 @@ async def with_table(*, table: Object | None = None, **spec: Any) -> World:
     await world.grant_all()
     await world.settle()
     return world
+
+
+async def test_the_partitions_of_a_table_are_made_side_by_side_but_not_all_at_once() -> None:
+    world = await started()
+    count = 3 * CREATIONS_AT_ONCE
+    await world.create(KV_TABLES, table_object(count=count))
+    create, under_way = world.kube.create, [0]
+
+    async def slow(resource: Any, *args: Any, **options: Any) -> Any:
+        if resource is not KV_PARTITIONS:
+            return await create(resource, *args, **options)
+        under_way.append(under_way[-1] + 1)
+        await asyncio.sleep(0)
+        under_way.append(under_way[-1] - 1)
+        return await create(resource, *args, **options)
+
+    world.kube.create = slow  # type: ignore[method-assign]
+    await world.settle()
+    assert len(await world.names(KV_PARTITIONS)) == count
+    assert max(under_way) == CREATIONS_AT_ONCE
+
+
+async def test_a_partition_that_cannot_be_made_keeps_none_beside_it_from_being_made() -> None:
+    world = await started()
+    await world.create(KV_TABLES, table_object(count=4))
+    create, refused = world.kube.create, [0]
+
+    async def refuse(resource: Any, namespace: Any, body: Any, **options: Any) -> Any:
+        if resource is KV_PARTITIONS and body["metadata"]["name"] == "orders-1" and refused[0] < RACES_MAX:
+            refused[0] += 1
+            raise KubeError(403, "Forbidden", "not that one")
+        return await create(resource, namespace, body, **options)
+
+    world.kube.create = refuse  # type: ignore[method-assign]
+    reconciler = world.reconciler
+    await reconciler.resync()
+    with pytest.raises(KubeError, match="not that one"):
+        await reconciler.process((TABLE, "default", "orders"))
+    assert await world.names(KV_PARTITIONS) == ["orders-0", "orders-2", "orders-3"]
+    assert (await world.condition(KV_TABLES, "orders", "Stalled"))["message"].endswith("not that one")
+    await world.settle()
+    assert len(await world.names(KV_PARTITIONS)) == 4
 
 
 async def test_a_namespace_gets_everything_its_shards_need() -> None:

@@ -147,10 +147,16 @@ def test_a_partition_carries_all_that_a_shard_needs() -> None:
         "durability": "replicated",
         "minInSync": 1,
         "maxUnshippedSeconds": 1,
+        "history": {"windowSeconds": 0},
         "replicas": ["sample-0", "sample-1"],
         "limits": {"valueBytesMax": 1048576, "keyPattern": ""},
         "deletionPolicy": "Retain",
     }
+
+
+def test_a_partition_carries_the_tables_history_window() -> None:
+    obj = resources.partition_object(table(history={"windowSeconds": 3600}), index=0, replicas=("sample-0",))
+    assert obj["spec"]["history"] == {"windowSeconds": 3600}
 
 
 def test_a_new_record_names_its_partition_and_goes_with_it() -> None:

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from engines import B, Bench, C, bench, put, settle, turns
 from memory_kube import MemoryKube
+from storage import Holding
 
 from fencekv import leases
-from fencekv.errors import NotOwner
-from fencekv.kube import LEASES, Unclear
+from fencekv.errors import NotOwner, Unavailable, Unknown
+from fencekv.kube import LEASES, KubeError, Unclear
 from fencekv.leases import PartitionLease, Session
 from fencekv_shard import limits
-from fencekv_shard.api import Durability
+from fencekv_shard.api import Committed, Durability, Options
 from fencekv_shard.journal import InSync
 from fencekv_shard.membership import Membership, NotOurs, current_grant, decline
-from fencekv_shard.owned import Owned, Wakeable
+from fencekv_shard.owned import Owned, Rota, Voice, Wakeable
 
 OURS, OTHER = Session("sample-0", "uid-0", "n0"), Session("sample-1", "uid-1", "n1")
 NAME = leases.partition_lease_name("orders-0")
@@ -33,6 +34,7 @@ class World:
     bench: Bench
     kube: MemoryKube
     membership: Membership
+    rota: Rota
     owned: Owned
     tasks: list[asyncio.Task[None]]
     deposed: list[int]
@@ -61,7 +63,7 @@ class World:
     def follow(self, *members: str) -> None:
         """These replicas connect, and have everything."""
         for member in members:
-            self.feeds[member] = Wakeable()
+            self.feeds[member] = Wakeable(Voice())
             self.owned.attach(member, self.feeds[member])
         self.bench.confirm(*members)
 
@@ -70,15 +72,19 @@ class World:
         self.bench.clock.seconds += seconds
         self.bench.session.deadline = self.bench.clock.now() + 4
         for member in alive:
-            self.feeds[member].heard = True
+            self.feeds[member].voice.heard = True
         if confirm:
             self.bench.confirm(*alive)
-        self.owned.tick(seconds)
+        self.rota.tick(seconds, valid=True)
 
     async def ticks(self, count: int, *alive: str, confirm: bool = True) -> None:
         for _ in range(count):
             self.tick(*alive, confirm=confirm)
             await turns()
+
+    def request(self, key: str) -> asyncio.Task[Committed]:
+        """A request by way of the partition's owner, as the wire sends it."""
+        return asyncio.ensure_future(self.owned.submit(put(key), Options()))
 
     def journaled(self) -> list[tuple[str, ...]]:
         replica = self.bench.replica
@@ -126,9 +132,10 @@ async def world(folder: Path, *standbys: str, **changes: Any) -> World:
         tasks.append(asyncio.ensure_future(work))
         return tasks[-1]
 
-    owned = Owned(engine=one.engine, membership=membership, spawn=spawn)
+    rota = Rota(one.clock)
+    owned = Owned(engine=one.engine, membership=membership, rota=rota, spawn=spawn)
     await one.opened(*standbys)
-    made = World(one, kube, membership, owned, tasks, deposed)
+    made = World(one, kube, membership, rota, owned, tasks, deposed)
     made.follow(*standbys)
     await turns()
     return made
@@ -160,7 +167,7 @@ async def test_a_standby_that_lacks_an_acknowledged_write_counts_but_does_not_jo
     await turns()
     w.bench.confirm(B)
     await answer
-    w.feeds[C] = Wakeable()
+    w.feeds[C] = Wakeable(Voice())
     w.owned.attach(C, w.feeds[C])
     w.bench.engine.confirm(C, w.bench.replica.last.seq - 1)
     w.tick(B)
@@ -305,7 +312,7 @@ async def test_a_standby_that_answers_but_confirms_nothing_is_asked_out(tmp_path
     stalled = int(limits.STANDBY_STALL_SECONDS / 0.25)
     for number in range(stalled + 2):
         if number == stalled // 2:  # connecting anew is no progress
-            w.feeds[C] = Wakeable()
+            w.feeds[C] = Wakeable(Voice())
             w.owned.attach(C, w.feeds[C])
             w.bench.engine.confirm(C, w.bench.replica.last.seq - 1)
         w.tick(B, C, confirm=False)
@@ -325,6 +332,165 @@ async def test_a_standby_that_catches_up_slowly_is_not_asked_out(tmp_path: Path)
         w.bench.engine.confirm(C, number)
         await turns()
     assert (await w.lease()).in_sync == (w.bench.engine.member, B, C)
+
+
+# -- what an idle owner costs: it is looked at only while time may change something
+
+
+LONG_TICKS = int(limits.UNCLEAN_ANSWER_SECONDS / 0.25) + 8
+
+
+async def rested(w: World, *alive: str, confirm: bool = True) -> None:
+    """Nothing happens for as long as it takes until a look would find nothing."""
+    await w.ticks(LONG_TICKS, *alive, confirm=confirm)
+    assert w.rota.due == 0
+
+
+async def test_an_owner_that_is_idle_and_complete_is_not_looked_at(tmp_path: Path) -> None:
+    w = await world(tmp_path, B, C)
+    await rested(w, B, C)
+    answer = w.request("a")
+    await turns()
+    assert w.rota.due == 1
+    w.bench.confirm(B, C)
+    await asyncio.wait_for(answer, 1)
+    await rested(w, B, C)
+
+
+@pytest.mark.parametrize("gone", ["silent", "disconnected"])
+async def test_a_standby_that_falls_silent_while_the_owner_rests_is_asked_out(tmp_path: Path, gone: str) -> None:
+    w = await world(tmp_path, B, C)
+    await rested(w, B, C)
+    if gone == "disconnected":
+        w.owned.detach(C, w.feeds[C])
+    await w.ticks(SILENT_TICKS, B)
+    assert (await w.lease()).in_sync == (w.bench.engine.member, B)
+    await rested(w, B)
+    if gone == "silent":
+        await w.ticks(2, B, C)
+    else:
+        w.follow(C)
+        await w.ticks(2, B, C)
+    assert (await w.lease()).in_sync == (w.bench.engine.member, B, C)
+
+
+async def test_an_owner_that_rests_says_that_it_is_alone_and_that_it_is_not(tmp_path: Path) -> None:
+    w = await world(tmp_path, B)
+    await rested(w, B)
+    await w.ticks(20)
+    assert (await w.lease()).alone_since == 1
+    await rested(w)
+    await w.ticks(2, B)
+    assert (await w.lease()).alone_since is None
+
+
+async def test_an_owner_that_rested_knows_that_its_standbys_were_heard(tmp_path: Path) -> None:
+    w = await world(tmp_path, B, durability=Durability.STANDARD)
+    await w.ticks(1, B)
+    await rested(w, B, confirm=False)
+    await asyncio.wait_for(w.request("a"), 1)
+    await rested(w, B)
+    await w.ticks(8)
+    with pytest.raises(Unavailable, match="maxUnshippedSeconds"):
+        await asyncio.wait_for(w.request("b"), 1)
+
+
+async def test_another_spec_is_looked_at_though_the_owner_rests(tmp_path: Path) -> None:
+    w = await world(tmp_path, B, C)
+    await rested(w, B, C)
+    w.bench.engine.spec = replace(w.bench.engine.spec, replicas=("sample-0", "sample-1"))
+    w.owned.rouse()
+    await w.ticks(1, B, C)
+    assert (await w.lease()).in_sync == (w.bench.engine.member, B)
+
+
+async def test_a_request_that_comes_while_the_owner_rests_is_given_up_in_time(tmp_path: Path) -> None:
+    w = await world(tmp_path, B)
+    await rested(w, B)
+    answer = w.request("a")
+    await w.ticks(int(limits.UNCLEAN_ANSWER_SECONDS / 0.25) + 2, B, confirm=False)
+    with pytest.raises(Unknown):
+        await asyncio.wait_for(answer, 1)
+
+
+async def test_a_disk_that_does_not_answer_an_owner_that_rested_is_given_up_in_time(tmp_path: Path) -> None:
+    executor = Holding()
+    w = await world(tmp_path, B, executor=executor)
+    await rested(w, B)
+    executor.hold()
+    answer = w.request("a")
+    await w.ticks(LONG_TICKS, B)
+    with pytest.raises(Unknown, match="disk"):
+        await asyncio.wait_for(answer, 1)
+
+
+async def test_a_change_that_is_refused_for_long_is_tried_until_it_stands(tmp_path: Path) -> None:
+    w = await world(tmp_path, B)
+
+    def refuse(method: str, _path: str) -> None:
+        if method == "PUT":
+            raise KubeError(500, "InternalError", "not now")
+
+    w.kube.before = refuse
+    w.follow(C)
+    await w.ticks(2 * LONG_TICKS, B, C)
+    w.kube.before = lambda _method, _path: None
+    await w.ticks(1, B, C)
+    assert (await w.lease()).in_sync == (w.bench.engine.member, B, C)
+
+
+async def test_an_owner_that_stays_after_all_does_what_it_put_off(tmp_path: Path) -> None:
+    w = await world(tmp_path, B, C)
+    await rested(w, B, C)
+    assert await w.owned.drained()
+    await rested(w, B)
+    w.owned.resume()
+    await w.ticks(1, B)
+    assert (await w.lease()).in_sync == (w.bench.engine.member, B)
+
+
+async def test_a_request_under_way_ends_with_the_session(tmp_path: Path) -> None:
+    w = await world(tmp_path, B)
+    await rested(w, B)
+    answer = w.request("a")
+    await turns()
+    w.rota.tick(0.25, valid=False)
+    with pytest.raises(Unknown):
+        await asyncio.wait_for(answer, 1)
+
+
+async def test_what_is_heard_on_a_connection_counts_for_all_who_follow_on_it(tmp_path: Path) -> None:
+    w = await world(tmp_path, B, C)
+    voice = Voice()
+    for member in (B, C):
+        w.feeds[member] = Wakeable(voice)
+        w.owned.attach(member, w.feeds[member])
+    w.bench.confirm(B, C)
+    await w.ticks(2 * SILENT_TICKS, B, confirm=False)
+    assert (await w.lease()).in_sync == (w.bench.engine.member, B, C)
+
+
+async def test_who_speaks_again_of_one_partition_is_heard_of_the_others(tmp_path: Path) -> None:
+    w, other = await world(tmp_path / "one", B, C), await world(tmp_path / "two", B)
+    other.owned._rota = w.rota
+    voice = Voice()
+    w.feeds[C] = Wakeable(voice)
+    w.owned.attach(C, w.feeds[C])
+    await w.ticks(1, B, C)
+    await w.ticks(SILENT_TICKS, B)
+    await rested(w, B)
+    other.owned.attach(C, Wakeable(voice))
+    await w.ticks(2, B, C)
+    assert (await w.lease()).in_sync == (w.bench.engine.member, B, C)
+
+
+async def test_a_deposed_owner_is_not_looked_at_any_more(tmp_path: Path) -> None:
+    w = await world(tmp_path, B)
+    await rested(w, B)
+    w.owned.stop(NotOwner("another session owns it"))
+    w.owned.rouse()
+    w.owned.detach(B, w.feeds[B], session_over=True)
+    assert w.rota.due == 0
 
 
 # -- the Lease's other writers

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trio import NAMESPACE, OPTIONS, Trio, put, until
+from trio import NAMESPACE, OPTIONS, Trio, free_ports, put, until
 
 from fencekv import leases
 from fencekv.errors import FenceKVError, NotOwner, Unavailable, Unknown
@@ -41,19 +41,7 @@ async def trio(tmp_path: Path, unused_tcp_ports: list[int]) -> AsyncIterator[Tri
 
 @pytest.fixture
 def unused_tcp_ports() -> list[int]:
-    import socket
-
-    found: list[int] = []
-    while len(found) < 8:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port = first.getsockname()[1]
-            try:
-                second.bind(("127.0.0.1", port + 1))
-            except OSError:
-                continue
-            found += [port, port + 1]
-    return found
+    return free_ports(4)
 
 
 async def owned(trio: Trio, **spec: Any) -> tuple[str, Partition]:
@@ -111,6 +99,27 @@ async def test_standbys_join_and_hold_what_is_acknowledged(trio: Trio) -> None:
         assert replica_of(trio, pod, uid).replica.last.seq >= seq_of(done)
         assert replica_of(trio, pod, uid).replica.promised == 1
     assert len((await trio.lease()).in_sync) == 3
+
+
+async def test_the_report_tells_what_opening_took_and_how_late_renewals_were(
+    trio: Trio, unused_tcp_ports: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "APPLY_IDLE_SECONDS", 60.0)
+    uid, owner = await owned(trio)
+    await owner.submit(put("a", b"1"), OPTIONS)
+    last = owner.replica.last.seq
+    [replica] = trio.shards["sample-0"].node.report()["replicas"]  # type: ignore[misc, attr-defined]
+    assert replica["overlayEntries"] == last - replica["appliedSeq"]
+    assert replica["rounds"] >= 2
+    await trio.stop("sample-0")
+    node = await trio.start("sample-0", port=unused_tcp_ports[6])
+    await until(lambda: trio.held("sample-0", uid))
+    report = node.report()
+    [replica] = report["replicas"]  # type: ignore[misc, attr-defined]
+    assert replica["openSeconds"] > 0
+    assert replica["replayedEntries"] == replica["lastSeq"] - replica["appliedSeq"] > 0
+    assert "rounds" not in replica  # it owns nothing
+    await until(lambda: node.report()["renewalLateness"]["count"])  # type: ignore[index]
 
 
 async def test_epochs_rise_with_each_grant_and_the_journal_says_where_each_ended(trio: Trio) -> None:

@@ -37,7 +37,7 @@ from fencekv_shard import journal, limits, reader
 from fencekv_shard.audit import audit
 from fencekv_shard.executor import WriterThreads
 from fencekv_shard.journal import ZERO_HASH, Entry, encode_entry, in_sync_entry
-from fencekv_shard.replica import Closed, Replica
+from fencekv_shard.replica import Replica
 from fencekv_shard.state import NOTHING, EpochEnd, Position
 from fencekv_shard.store import (
     BelowApplied,
@@ -48,6 +48,7 @@ from fencekv_shard.store import (
     Store,
 )
 from fencekv_shard.transaction import Delete, Put, Write
+from fencekv_shard.view import Closed
 
 T = TypeVar("T")
 

@@ -170,10 +170,10 @@ async def test_cached_reads_are_answered_by_any_replica_else_by_the_owner(sessio
         await ask(session, one.port, "PUT", KEY, b"v")
         near = await ask(session, one.port, "GET", KEY, FenceKV_Consistency="cached")
         assert (near.status, len(second.calls)) == (404, 1)
-        standby.script = [Unavailable("not that far yet")]
+        standby.script = [Unavailable("not that far yet")] * 2
         far = await ask(session, one.port, "GET", KEY, FenceKV_Consistency="cached", FenceKV_Min_Token="1.1")
         assert (far.status, far.body) == (200, b"v")
-        standby.script = [Unavailable("not that far yet")]
+        standby.script = [Unavailable("not that far yet")] * 2
         headers = {"FenceKV_Consistency": "cached", "FenceKV_Forwarded": "sample-2"}
         assert (await ask(session, one.port, "GET", KEY, **headers)).status == 503
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from memory_kube import HandClock, MemoryKube
 from fencekv import leases
 from fencekv.kube import LEASES, Unclear
 from fencekv.leases import Session, SessionLease
-from fencekv_shard.session import LeaseTimes, SessionKeeper, SessionOver
+from fencekv_shard.session import LATENESS_BUCKETS, LeaseTimes, SessionKeeper, SessionOver
 
 ONE = Session("sample-0", "uid-1", "n1")
 TWO = Session("sample-0", "uid-1", "n2")
@@ -200,6 +201,78 @@ async def test_an_absent_lease_is_suspect_only_to_a_pod_that_had_one(world: Worl
     await world.taken(TWO)
     assert world.memory.suspected == 1
     assert not (await world.seen()).over(TWO)
+
+
+# -- when renewals leave
+
+
+class Sent(Exception):
+    """Enough renewals were sent."""
+
+
+async def departures(
+    world: World, monkeypatch: pytest.MonkeyPatch, *took: float
+) -> tuple[SessionKeeper, list[float]]:
+    """When renewals leave, from the taking of the Lease on, if each takes that long by a clock that is ours."""
+
+    async def sleep(seconds: float) -> None:
+        world.clock.seconds += seconds
+
+    left: list[float] = []
+
+    def hook(method: str, path: str) -> None:
+        if method == "PUT":
+            left.append(round(world.clock.now() - began, 6))
+            if len(left) > len(took):
+                raise Sent
+            world.clock.seconds += took[len(left) - 1]
+
+    monkeypatch.setattr("fencekv_shard.session.asyncio", SimpleNamespace(sleep=sleep))
+    keeper = await world.taken()
+    began = world.clock.now()
+    world.kube.before = hook
+    with pytest.raises(Sent):
+        await keeper.run()
+    return keeper, left
+
+
+async def test_what_a_renewal_takes_does_not_put_off_the_next(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper, left = await departures(world, monkeypatch, 0.3, 0.9, 0.0)
+    assert left == [1.0, 2.0, 3.0, 4.0]
+    told = keeper.lateness.report()
+    assert told["count"] == 4
+    assert told["sum"] == pytest.approx(0.0)
+
+
+async def test_a_renewal_that_takes_too_long_makes_the_next_late_and_that_is_told(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper, left = await departures(world, monkeypatch, 2.2, 0.0, 0.0)
+    assert left == [1.0, 3.2, 4.0, 5.0]  # due at 2 and left at once; the one of 3 is not made up for
+    told = keeper.lateness.report()
+    assert told["sum"] == pytest.approx(1.2)
+    assert told["buckets"] == [[bound, 3] for bound in LATENESS_BUCKETS]  # 1.2 s is above the last bound
+    assert told["count"] == 4
+
+
+async def test_a_renewal_that_the_process_was_too_busy_to_send_is_late(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = await world.taken()
+
+    async def sleep(seconds: float) -> None:
+        world.clock.seconds += seconds + 0.02
+        if keeper.number > 3:
+            raise Sent
+
+    monkeypatch.setattr("fencekv_shard.session.asyncio", SimpleNamespace(sleep=sleep))
+    with pytest.raises(Sent):
+        await keeper.run()
+    told = keeper.lateness.report()
+    assert [0.01, 0] in told["buckets"]  # type: ignore[operator]
+    assert [0.05, 3] in told["buckets"]  # type: ignore[operator]
 
 
 async def test_a_released_session_is_over_on_its_lease_and_a_successor_keeps_that_word(world: World) -> None:

@@ -24,6 +24,8 @@ from fencekv.codec import encode
 from fencekv.errors import Invalid
 from fencekv_shard import folder as files
 from fencekv_shard import store as store_module
+from fencekv_shard.audit import audit
+from fencekv_shard.base import Base, Fold, folded
 from fencekv_shard.folder import Lock
 from fencekv_shard.journal import Entry, encode_entry
 from fencekv_shard.rows import batch_of
@@ -408,6 +410,49 @@ def test_a_crash_while_seeding_anew_loses_no_promise(
     else:
         assert (state.last.seq, state.promised, state.closed_epoch) == (-1, max(promised, 4), 3)
         assert aside == [f"{UID}.aside-{old_id}"]
+    assert not (tmp_path / f"{UID}.seed").exists()
+
+
+@pytest.mark.parametrize("step", range(11))
+def test_a_crash_while_a_base_is_received_leaves_the_old_replica_or_the_whole_seed(
+    step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new_id = ids()
+    old = files.open_or_create(tmp_path, UID, new_id=new_id)
+    old.promise(4).commit()
+    put(old, [owner(0, epoch=4)], promised=4)
+    old.close_epoch(3).commit()
+    old_id = old.state.replica_id
+    old.close()
+    entries = [txn(seq) for seq in range(4)]
+    end, _ = appended(State(replica_id=""), [(entry, encode_entry(entry)) for entry in entries], commit_seq=-1)
+    base = folded(Base(), entries, chain=end.chain, peaks=end.peaks)
+    rows = Fold.of(entries).puts
+    with monkeypatch.context() as patch:
+        crash_at(step, patch)
+        try:
+            seed = files.Seed(tmp_path, UID, base)
+            seed.begin()
+            seed.add(rows[:2])
+            seed.add(rows[2:])
+            files.replace_environment(tmp_path, UID, new_id=new_id, promised=2, seed=seed).close()
+            finished = True
+        except Crash:
+            finished = False
+    store = files.open_or_create(tmp_path, UID, new_id=new_id)
+    state, kept, found = store.state, store.base, store.base_page(b"", count_max=9, bytes_max=1 << 20)
+    audit(store)
+    store.close()
+    aside = [path.name for path in tmp_path.glob("*.aside-*")]
+    if state.replica_id == old_id:
+        assert not finished
+        assert (state.last.seq, state.promised, state.closed_epoch, aside) == (0, 4, 3, [])
+    else:
+        assert step >= 6, "it took the old one's place before it was complete"
+        assert (state.last, state.promised, state.closed_epoch) == (base.last, 4, 3)
+        assert (kept.seq, kept.first_seq, found) == (3, 4, rows)
+        assert aside == [f"{UID}.aside-{old_id}"]
+    assert finished == (step >= 9), "steps are missing in the parameters, or too many"
     assert not (tmp_path / f"{UID}.seed").exists()
 
 

@@ -2,101 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from engines import turns
-from storage import UID, open_replica, txn
+from storage import UID, txn
+from stream_standby import Standby
 
-from fencekv.leases import Session
 from fencekv_shard.journal import ZERO_HASH, chain_hash, encode_entry, leaf_hash
-from fencekv_shard.peer import ChannelClosed, Message
-from fencekv_shard.replica import Replica
-from fencekv_shard.tail import Link
-
-
-class Wire:
-    """A channel and its dialler in the test's hands."""
-
-    def __init__(self) -> None:
-        self.inbox: asyncio.Queue[Message | None] = asyncio.Queue()
-        self.sent: list[Message] = []
-        self.closed = 0
-
-    async def connect(self, address: str) -> Wire:
-        return self
-
-    async def listen(self, address: str, on_channel: object) -> Any:
-        raise AssertionError
-
-    async def send(self, message: Message) -> None:
-        self.sent.append(message)
-
-    async def receive(self) -> Message:
-        message = await self.inbox.get()
-        if message is None:
-            raise ChannelClosed("closed")
-        return message
-
-    def close(self) -> None:
-        self.closed += 1
-        self.inbox.put_nowait(None)
-
-
-class Follower:
-    def __init__(self, replica: Replica) -> None:
-        self.replica, self.commits, self.reseeds = replica, list[int](), list[int]()
-
-    async def reseed(self, epoch: int) -> None:
-        self.reseeds.append(epoch)
-
-    def committed(self, seq: int) -> None:
-        self.commits.append(seq)
-
-    def fatal(self, error: BaseException) -> None:
-        raise AssertionError(error)
-
-
-class Standby:
-    """A replica that follows an owner whose messages the test makes up."""
-
-    def __init__(self, replica: Replica) -> None:
-        self.wire, self.follower, self.tasks = Wire(), Follower(replica), list[asyncio.Task[None]]()
-        session = Session("sample-1", "uid", "n")
-        self.link = Link(address="a:1", transport=self.wire, session=session, kvns="sample", spawn=self._spawn)
-        self.link.follow(UID, self.follower)
-        self.wire.inbox.put_nowait(["hello", 1, "sample-0/uid/n", "sample-0", "sample"])
-
-    def _spawn(self, work: Any) -> asyncio.Task[None]:
-        self.tasks.append(asyncio.ensure_future(work))
-        return self.tasks[-1]
-
-    async def hears(self, *message: Any) -> list[Message]:
-        """What it answers."""
-        before = len(self.wire.sent)
-        self.wire.inbox.put_nowait(list(message))
-        await turns(100)
-        return self.wire.sent[before:]
-
-    async def end(self) -> None:
-        self.link.close()
-        outcomes = await asyncio.gather(*self.tasks, return_exceptions=True)
-        errors = [one for one in outcomes if isinstance(one, BaseException)]
-        assert all(isinstance(one, asyncio.CancelledError) for one in errors), errors
+from fencekv_shard.peer import Message
 
 
 @pytest.fixture
 async def standby(tmp_path: Path) -> AsyncIterator[Standby]:
-    replica = await open_replica(tmp_path / "partitions")
-    one = Standby(replica)
-    await turns(100)
-    assert one.wire.sent[-1][:3] == ["subscribe", UID, 1]
+    one = await Standby.following(tmp_path / "partitions")
     yield one
     await one.end()
-    await replica.close()
 
 
 def append(number: int, commit: int, *seqs: int, chain: bytes | None = None) -> Message:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -11,11 +10,7 @@ from pathlib import Path
 import pytest
 
 from crash import shim
-
-
-def fast_folder() -> str | None:
-    """Where scratch files go: memory, else wherever temporary files go."""
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+from crash.explore import fast_folder
 
 
 @pytest.fixture(scope="session")

@@ -111,6 +111,31 @@ def _without_fsync_of_folders() -> None:
         module.sync_folder = lambda path: None  # type: ignore[attr-defined]
 
 
+def _failed_commits_taken_for_good() -> None:
+    real = store.Prepared.commit
+
+    def commit(self: store.Prepared) -> Any:
+        try:
+            return real(self)
+        except store.CommitFailed:
+            self._store._failed, self._store._writing = False, False
+            return self.state
+
+    store.Prepared.commit = commit  # type: ignore[method-assign]
+
+
+def _failed_fsyncs_tried_again() -> None:
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        try:
+            real(descriptor)
+        except OSError:
+            real(descriptor)
+
+    os.fsync = fsync  # type: ignore[assignment]
+
+
 PLANTED: Final[dict[str, Callable[[], None]]] = {
     "without sync": _without_sync,
     "without metasync": _without_metasync,
@@ -118,4 +143,10 @@ PLANTED: Final[dict[str, Callable[[], None]]] = {
     "acknowledged before the commit": _acknowledged_before_the_commit,
     "without fsync of files": _without_fsync_of_files,
     "without fsync of folders": _without_fsync_of_folders,
+}
+
+# These show on a failing disk only.
+PLANTED_ON_FAILURES: Final[dict[str, Callable[[], None]]] = {
+    "failed commits taken for good": _failed_commits_taken_for_good,
+    "failed fsyncs tried again": _failed_fsyncs_tried_again,
 }

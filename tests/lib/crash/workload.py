@@ -7,13 +7,14 @@ child (the replica is opened after the fork), and answers each with the child's 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import random
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -39,7 +40,8 @@ STATUS_FAILED: Final = 3  # the life ended by an error that is no failed commit
 KEYS: Final = 12
 LARGE_BYTES: Final = 5000  # of a value: more than a page
 REMOVABLE: Final = 12  # keys that a life on a full disk may remove
-SECONDS_MAX: Final = 30  # of a life; one that hangs is ended
+ANSWERED_SECONDS: Final = 3  # until a client has its answer
+SECONDS_MAX: Final = 15  # of a life; one that hangs is ended
 BURSTS: Final = 4
 
 shim: Final = Shim()
@@ -170,21 +172,32 @@ async def owner_life(rng: random.Random, folder: Path, started: Callable[[], Non
 async def _opened_bench(folder: Path, replica: Replica, *, epoch: int) -> Bench:
     """An owner without standbys, whose epoch is open."""
     own = await bench(folder, epoch=epoch, replica=replica, durability=Durability.STANDARD, replicas=("sample-0",))
-    await own.opened()
+    async with _ending(own):
+        await own.opened()
     return own
+
+
+@contextlib.asynccontextmanager
+async def _ending(own: Bench) -> AsyncIterator[None]:
+    """Ends the process behind what runs inside, if that broke the engine: the log has what clients were told."""
+    try:
+        async with asyncio.timeout(ANSWERED_SECONDS):
+            yield
+    finally:
+        if own.fatal:
+            _commit_failed(own.fatal[0])
 
 
 async def _burst(own: Bench, rng: random.Random, name: str) -> None:
     """Some clients at once; more of them come while the first round is under way."""
     clients: list[asyncio.Task[str]] = []
-    for index in range(rng.randint(1, 7)):
-        transaction = _transaction(rng, f"{name}.{index}")
-        clients.append(asyncio.ensure_future(_client(own, transaction)))
-        if rng.random() < 0.3:
-            await asyncio.sleep(0)
-    await asyncio.gather(*clients)
-    if own.fatal:
-        _commit_failed(own.fatal[0])
+    async with _ending(own):
+        for index in range(rng.randint(1, 7)):
+            transaction = _transaction(rng, f"{name}.{index}")
+            clients.append(asyncio.ensure_future(_client(own, transaction)))
+            if rng.random() < 0.3:
+                await asyncio.sleep(0)
+        await asyncio.gather(*clients)
 
 
 async def _client(own: Bench, transaction: Transaction) -> str:
@@ -387,7 +400,7 @@ def live(job: dict[str, Any]) -> int:
     folder = Path(job["folder"])
     shim.begin(folder, Path(job["log"]))
     if job["planted"]:
-        planted.PLANTED[job["planted"]]()
+        {**planted.PLANTED, **planted.PLANTED_ON_FAILURES}[job["planted"]]()
 
     def started() -> None:
         shim.mark("started")

@@ -34,6 +34,8 @@ class Habits:
     write_share: float = 0.45
     cas_share: float = 0.2
     cached_share: float = 0.1
+    list_share: float = 0.15
+    history_share: float = 0.15
 
 
 @dataclass(slots=True, kw_only=True)
@@ -66,7 +68,16 @@ class Client:
             elif drawn < self.habits.write_share + self.habits.cas_share:
                 await self.compare_and_set(key)
             else:
-                await self.get(key, cached=self.chance.random() < self.habits.cached_share)
+                await self._read(key)
+
+    async def _read(self, key: str) -> None:
+        drawn = self.chance.random() - self.habits.list_share
+        if drawn < 0:
+            await self.list(key)
+        elif drawn < self.habits.history_share:
+            await self.see_history(key)
+        else:
+            await self.get(key, cached=self.chance.random() < self.habits.cached_share)
 
     async def put(self, key: str) -> Outcome:
         """Writes a new value."""
@@ -91,6 +102,46 @@ class Client:
                 self._note(key, operation, answer)
                 return self._close(operation, Outcome.OK)
         return self._close(operation, Outcome.REFUSED)
+
+    async def list(self, key: str) -> None:
+        """Reads all keys of a key's partition at one state: a read of each of them, absent ones included."""
+        operations = [self._operation(Kind.GET, one) for one in self.habits.keys]
+        answer = await self._look("list", key, operations)
+        for operation in operations:
+            found = answer.get("items", {}).get(operation.key)
+            if found is None:  # of another partition, or nothing was answered
+                self._close(operation, Outcome.REFUSED)
+                continue
+            operation.value = found["value"]
+            self._note(operation.key, operation, {**answer, **found})
+            self._close(operation, Outcome.OK)
+
+    async def see_history(self, key: str) -> None:
+        """Reads all versions of a key: the newest is what it holds, and none may be one that is taken back."""
+        operation = self._operation(Kind.GET, key)
+        answer = await self._look("history", key, [operation])
+        if "changes" not in answer:
+            self._close(operation, Outcome.REFUSED)
+            return
+        newest = next(iter(answer["changes"]), {"value": None, "version": None})
+        operation.value = newest["value"]
+        self._note(key, operation, {**answer, **newest})
+        self._close(operation, Outcome.OK)
+        for change in answer["changes"][1:]:
+            earlier = self._operation(Kind.GET, key, value=change["value"])
+            earlier.cached, earlier.version, earlier.pod = True, tuple(change["version"]), answer["pod"]
+            self.history.call(earlier)
+            self.history.answer(earlier, Outcome.OK)
+
+    async def _look(self, op: str, key: str, operations: Sequence[Operation]) -> Answer:
+        for operation in operations:
+            self.history.call(operation)
+        request = {"op": op, "key": key, "keys": [*self.habits.keys], "cached": False, **self._marks(key)}
+        for _ in range(self.habits.attempts_max):
+            answer = await self._attempt(request)
+            if "error" not in answer:
+                return answer
+        return {}
 
     async def _write(self, operation: Operation) -> Outcome:
         self.history.call(operation)

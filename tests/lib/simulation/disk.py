@@ -19,13 +19,16 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from unittest import mock
 
+from storage import outcome
+
+from fencekv_shard.base import Base
 from fencekv_shard.executor import Done, Work
 from fencekv_shard.folder import Lock
 from fencekv_shard.memory import PodMemory
+from fencekv_shard.rows import Trim
 from fencekv_shard.state import State
 from fencekv_shard.store import DiskFull, Prepared, Store
 from simulation.loop import SimulationLoop, current_process, require_alive
-from storage import outcome
 
 # What closes each kind of thing that a process can have open on a disk.
 _CLOSERS: Final[tuple[tuple[type[Any], str], ...]] = (
@@ -45,6 +48,7 @@ class Disks:
     slow_max: float = 0.3
     full: set[str] = field(default_factory=set)  # hosts without room
     failing: dict[str, bool] = field(default_factory=dict)  # hosts whose next commit fails; True: once done
+    trimmed: dict[str, dict[int, bytes]] = field(default_factory=dict)  # by partition: what any replica trimmed
     after_commit: dict[str, Callable[[], None]] = field(default_factory=dict)  # once, by process
 
 
@@ -81,6 +85,7 @@ def simulated(disks: Disks) -> Iterator[None]:
     """While this is entered, disks fail as `disks` says, and what a process opens is closed at its death."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(_failing(disks))
+        stack.enter_context(_remembering(disks))
         for kind, closer in _CLOSERS:
             stack.enter_context(_tracked(kind, closer))
         yield
@@ -104,6 +109,24 @@ def _failing(disks: Disks) -> Iterator[None]:
         return commit(self)
 
     with mock.patch.object(Store, "_begin", cramped), mock.patch.object(Prepared, "commit", troubled):
+        yield
+
+
+@contextlib.contextmanager
+def _remembering(disks: Disks) -> Iterator[None]:
+    """What leaves a journal is remembered for the checks; whoever else trims it must have had the same."""
+    trim = Store.trim
+
+    def remembered(self: Store, trimmed: Trim, base: Base) -> Prepared:
+        known = disks.trimmed.setdefault(self.path.name, {})
+        count = base.first_seq - self.base.first_seq
+        for seq, record in enumerate(
+            self.records(self.base.first_seq, count_max=count, bytes_max=1 << 40), self.base.first_seq
+        ):
+            assert known.setdefault(seq, record) == record, f"seq {seq} was trimmed as something else before"
+        return trim(self, trimmed, base)
+
+    with mock.patch.object(Store, "trim", remembered):
         yield
 
 

@@ -26,6 +26,8 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn, TypeVar
 
+from fencekv_shard.store import CommitFailed
+
 T = TypeVar("T")
 
 START_SECONDS: Final = 1_000.0
@@ -330,12 +332,12 @@ class SimulationLoop(asyncio.BaseEventLoop):
         self.errors.append(f"{process.name if process else '-'}: {context.get('message')}: {error!r}")
 
     def note_unretrieved(self, tasks: list[_Task]) -> None:
-        """Notes the errors of tasks that ended and that nobody looked at; leaving the process is none."""
+        """Notes errors of ended tasks that nobody looked at; leaving the process is none, nor is its cause."""
         for task in tasks:
             if task.done() and task._log_traceback:
                 task._log_traceback = False
                 error = task.exception()
-                if not isinstance(error, SystemExit):
+                if not isinstance(error, SystemExit | CommitFailed):
                     name = task.process.name if task.process else "-"
                     self.errors.append(f"{name}: {getattr(task.get_coro(), '__qualname__', '')}: {error!r}")
 

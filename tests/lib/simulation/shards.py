@@ -12,9 +12,11 @@ from typing import Any, Final
 
 from fencekv.errors import FenceKVError, Unavailable
 from fencekv.leases import Session
-from fencekv.token import Token
+from fencekv.partitioning import Partitioning
+from fencekv.token import Token, Version
 from fencekv_operator.reports import MalformedReport, Report
-from fencekv_shard.api import Consistency, Options
+from fencekv_shard import api
+from fencekv_shard.api import Consistency, Options, Range
 from fencekv_shard.node import Node, NodeConfig
 from fencekv_shard.partition import Partition
 from fencekv_shard.session import SessionOver
@@ -102,6 +104,8 @@ class Shard:
         await node.run()
 
     def _fatal(self, error: BaseException) -> None:
+        if not self.process.alive:
+            return  # its coroutines are being closed, which no dead process sees
         self.loop.trace(f"fatal {type(error).__name__}")
         if not isinstance(error, CommitFailed):
             self.loop.errors.append(f"{self.process.name}: fatal: {error!r}")
@@ -147,6 +151,10 @@ class Shard:
             version = [record.version.epoch, record.version.number] if record else None
             value = record.value if record else None
             return {"pod": node.pod, "value": value, "version": version, "token": str(read.token)}
+        if request["op"] == "list":
+            return {"pod": node.pod, **await _listed(partition, request, table.partitioning, options)}
+        if request["op"] == "history":
+            return {"pod": node.pod, **await _history(partition, request["key"], options)}
         assert isinstance(partition, Partition), partition
         epoch = partition.fence.epoch
         committed = await partition.submit(_transaction(request), options)
@@ -162,6 +170,39 @@ class Shard:
             "version": [written.epoch, written.number] if written else None,
             "token": str(committed.token),
         }
+
+
+async def _listed(
+    partition: api.Partition, request: Answer, partitioning: Partitioning, options: Options
+) -> Answer:
+    """All keys of the partition that were asked about, page by page at one state."""
+    own = [
+        key
+        for key in request["keys"]
+        if partitioning.partition_of(key) == partitioning.partition_of(request["key"])
+    ]
+    items: Answer = {key: {"value": None, "version": None} for key in own}
+    page = await partition.scan(Range(limit=1), options)
+    token = str(page.token)
+    while True:
+        items.update({item.key: _shown(item.record.value, item.record.version) for item in page.items})
+        if not page.more:
+            return {"items": items, "token": token}
+        page = await partition.scan(Range(limit=1, after=page.items[-1].key, at=page.seq), options)
+
+
+async def _history(partition: api.Partition, key: str, options: Options) -> Answer:
+    """The newest versions of a key, in two pages."""
+    page = await partition.history(key, before=None, limit=2, options=options)
+    changes, token = [*page.changes], str(page.token)
+    if page.more:
+        page = await partition.history(key, before=changes[-1].version.number, limit=8, options=options)
+        changes += page.changes
+    return {"changes": [_shown(change.value, change.version) for change in changes], "token": token}
+
+
+def _shown(value: bytes | None, version: Version) -> Answer:
+    return {"value": value, "version": [version.epoch, version.number]}
 
 
 def _transaction(request: Answer) -> Transaction:

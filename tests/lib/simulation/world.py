@@ -26,8 +26,10 @@ from fencekv.leases import PartitionLease, Session
 from fencekv.partitioning import HashPartitioning
 from fencekv_operator.failover import Failover
 from fencekv_operator.leader import Leader
+from fencekv_shard.audit import audit
 from fencekv_shard.folder import Lock, open_or_create
 from fencekv_shard.journal import decode_entry, record_entry
+from fencekv_shard.store import Corrupt, Store
 from fencekv_shard.transaction import Put
 from simulation import checker
 from simulation.clients import Client, Habits
@@ -58,6 +60,8 @@ class Settings:
     keys: int = 2  # of each partition
     trouble_seconds: float = 20.0
     gap_seconds_max: float = 3.0  # small: much is broken at once; large: one thing for long
+    history_seconds: int = 0  # of the table; 0: nothing is trimmed
+    unix_offset_max: float = UNIX_OFFSET_MAX
     everyone_leads: bool = False  # operators act whether or not they hold their own Lease
     faults: Sequence[str] = ()  # empty: all that the nemesis knows
 
@@ -135,7 +139,7 @@ class World:
             self._clocks[host] = ProcessClock(
                 loop=self.loop,
                 boot_offset=chance.uniform(0, BOOT_OFFSET_MAX),
-                unix_offset=chance.uniform(-UNIX_OFFSET_MAX, UNIX_OFFSET_MAX),
+                unix_offset=chance.uniform(-self.settings.unix_offset_max, self.settings.unix_offset_max),
                 drift=chance.uniform(-DRIFT_MAX, DRIFT_MAX),
             )
         return self._clocks[host]
@@ -226,6 +230,7 @@ class World:
         for index in range(self.settings.partitions):
             pods = [f"{KVNS}-{(index + step) % self.settings.shards}" for step in range(self.settings.shards)]
             body = _kvpartition(index, count=self.settings.partitions, pods=pods)
+            body["spec"]["history"] = {"windowSeconds": self.settings.history_seconds}
             partition = self.api.ask("POST", KV_PARTITIONS.path(NAMESPACE), body=body)
             lease = leases.new_partition_lease(
                 partition=body["metadata"]["name"],
@@ -295,10 +300,13 @@ class World:
         """The journal of the last owner, and what is wrong with those of the other members of the set."""
         assert lease.session is not None, lease
         raw: dict[str, list[bytes]] = {}
+        problems: list[str] = []
         for pod in self.pods:
-            raw[pod.name] = _records(self.folder / pod.name / "partitions", lease.partition_uid)
+            first, kept, problem = _records(self.folder / pod.name / "partitions", lease.partition_uid)
+            problems += [f"{pod.name}: {problem}"] if problem else []
+            trimmed = self.disks.trimmed.get(lease.partition_uid, {})
+            raw[pod.name] = [*(trimmed[seq] for seq in range(first)), *kept]
         owner = raw[lease.session.pod]
-        problems = []
         for member in lease.in_sync:
             other = raw[member.partition("/")[0]]
             common = min(len(owner), len(other))
@@ -345,16 +353,26 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _records(folder: Path, uid: str) -> list[bytes]:
+def _records(folder: Path, uid: str) -> tuple[int, list[bytes], str]:
+    """What a journal still holds, from which seq on, and what is wrong with it, with base and tables too."""
     if not (folder / uid).exists():
-        return []
+        return 0, [], ""
     lock = Lock.take(folder, uid)
     store = open_or_create(folder, uid, new_id=lambda: "0" * 16)
     try:
-        return store.records(0, count_max=1_000_000, bytes_max=1 << 40)
+        kept = store.records(0, count_max=1_000_000, bytes_max=1 << 40)
+        return store.base.first_seq, kept, _contradiction(store)
     finally:
         store.close()
         lock.release()
+
+
+def _contradiction(store: Store) -> str:
+    try:
+        audit(store)
+    except Corrupt as error:
+        return str(error)
+    return ""
 
 
 def _keys(settings: Settings) -> list[str]:

@@ -1,0 +1,58 @@
+"""What all HTTP connections of a shard share: whom they ask, the shard's own pages, and the date.
+
+Invariants:
+  * A page of the shard's own is made without waiting.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from email.utils import formatdate
+
+from fencekv_shard.api import Node
+from fencekv_shard.forward import Forwarder
+from fencekv_shard.frame_exchange import Exchange
+from fencekv_shard.http_answers import HttpAnswer
+from fencekv_shard.openapi import document as openapi_document
+
+
+class HttpExchange:
+    """Shared by the HTTP connections of a shard; `unix`: seconds since 1970, for the date."""
+
+    def __init__(self, exchange: Exchange, *, node: Node, forwarder: Forwarder, unix: Callable[[], float]) -> None:
+        self.exchange, self.forwarder = exchange, forwarder
+        self._node, self._unix = node, unix
+        self._date = ""
+        self._date_until = -math.inf  # of the loop's time
+        self.own: dict[str, Callable[[], HttpAnswer]] = {
+            "healthz": self._healthz,
+            "readyz": self._readyz,
+            "metrics": self._metrics,
+            "openapi": lambda: _document(openapi_document()),
+            "report": lambda: _document(node.report()),
+        }
+
+    def date(self, now: float) -> str:
+        """The date as headers have it; `now` is the loop's time."""
+        if now >= self._date_until:
+            unix = self._unix()
+            self._date = formatdate(unix, usegmt=True)
+            self._date_until = now + 1 - unix % 1
+        return self._date
+
+    def _healthz(self) -> HttpAnswer:
+        live = self._node.live()
+        return _document({"live": live}, status=200 if live else 503)
+
+    def _readyz(self) -> HttpAnswer:
+        ready = self._node.ready()
+        return _document({"ready": ready}, status=200 if ready else 503)
+
+    def _metrics(self) -> HttpAnswer:
+        text = self.exchange.metrics.render(self._node.report(), ready=self._node.ready())
+        return HttpAnswer(status=200, body=text.encode(), content_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _document(body: dict[str, object], *, status: int = 200) -> HttpAnswer:
+    return HttpAnswer(status=status, body=body, outcome="ok" if status < 400 else "Unavailable")

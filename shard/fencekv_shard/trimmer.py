@@ -1,0 +1,251 @@
+"""When a partition's journal is folded into the base, and trimmed by the table's history window.
+
+The owner folds what is older than the window, journals a checkpoint, and trims behind it. Every replica does the
+same once it has applied the checkpoint, and compares its own hash first.
+
+Invariants:
+  * Nothing is trimmed that is no older than the window, nor a result that a repeated request may still ask for,
+    nor what a counted standby lacks; and nothing before a committed checkpoint says what the base must be.
+  * All of it goes step by step, each a small transaction, with pauses in which rounds go first. A crash between
+    steps loses none: the next look goes on where the last step left it.
+  * An idle partition has no timer, and journals no checkpoint of checkpoints.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from fencekv.clock import Clock
+from fencekv.errors import FenceKVError
+from fencekv_shard import limits
+from fencekv_shard.base import Digest, Noted
+from fencekv_shard.engine import Engine
+from fencekv_shard.journal import Checkpoint, Entry
+from fencekv_shard.replica import Replica
+from fencekv_shard.store import CommitFailed, Corrupt, DiskFull
+from fencekv_shard.view import Closed
+
+logger = logging.getLogger(__name__)
+
+
+class Trimmer:
+    """Folds and trims, for one partition.
+
+    Args:
+        replica: gives the replica of the moment.
+        engine: gives the engine while this shard is the owner.
+        window_seconds: how long the history is kept; 0: for ever.
+        on_contradiction: the base is not what the journal says it must be.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        replica: Callable[[], Replica],
+        engine: Callable[[], Engine | None],
+        window_seconds: Callable[[], float],
+        clock: Clock,
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
+        on_fatal: Callable[[BaseException], None],
+        on_contradiction: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._name, self._replica, self._engine = name, replica, engine
+        self._window_seconds, self._clock = window_seconds, clock
+        self._spawn, self._on_fatal, self._on_contradiction = spawn, on_fatal, on_contradiction
+        self._timer: asyncio.TimerHandle | None = None
+        self._working = False
+        self._stopped = False
+        self._known: Replica | None = None  # whose checkpoint `_compared` is; None: none yet
+        self._compared: Noted | None = None  # the checkpoint that the base was compared with; None: none
+        self._journaled: tuple[Engine, int] | None = None  # the last checkpoint of ours, and whose; None: none
+
+    def progressed(self) -> None:
+        """Something was committed or applied, or this shard became the owner."""
+        if self._working or self._stopped:
+            return
+        if self._is_noted(self._replica()):
+            self._begin()
+        elif self._timer is None:
+            self._look()
+
+    def changed(self) -> None:
+        """The window is another one."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self.progressed()
+
+    def stop(self) -> None:
+        """Begins no further step."""
+        self._stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+
+    # -- when ---------------------------------------------------------------------------------------------------
+
+    def _is_noted(self, replica: Replica) -> bool:
+        """Whether a checkpoint was applied that is still to be compared with the base, or trimmed behind."""
+        noted = replica.base.noted
+        if self._known is not replica:
+            # Of what was trimmed already, the base was compared before.
+            self._known, self._compared = replica, None if replica.base.to_trim else noted
+        if noted is None:
+            return False
+        return replica.base.to_trim or (noted != self._compared and noted.checkpoint.at >= replica.base.seq)
+
+    def _look(self) -> None:
+        """Sets the timer for the next pass, if there will be anything to do in it."""
+        delay = self._delay()
+        if delay is None:
+            return
+        seconds = max(limits.TRIM_SECONDS_MIN, min(delay, limits.FOLD_LOOK_SECONDS_MAX))
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._looked)
+
+    def _looked(self) -> None:
+        self._timer = None
+        if self._working or self._stopped:
+            return
+        delay = self._delay()
+        if delay is not None and delay <= 0:
+            self._begin()
+        else:
+            self.progressed()
+
+    def _delay(self) -> float | None:
+        """In how many seconds the owner should trim; None: nothing is to be trimmed, or this is not the owner."""
+        window, engine, replica = self._window_seconds(), self._engine(), self._replica()
+        if not window or engine is None or replica.closed:
+            return None
+        if self._wants_checkpoint(replica, engine):
+            return 0.0
+        entry = _first_worth(replica)
+        if entry is None:
+            return None
+        spare = max(limits.TRIM_SECONDS_MIN, limits.TRIM_SHARE * window)
+        return entry.unix_ns / 1e9 + _kept_seconds(entry, window) + spare - self._clock.unix_ns() / 1e9
+
+    def _wants_checkpoint(self, replica: Replica, engine: Engine) -> bool:
+        """Whether the base is ahead of what the last checkpoint says."""
+        base = replica.base
+        noted_at = base.noted.checkpoint.at if base.noted is not None else -1
+        return base.seq > noted_at and self._journaled != (engine, base.seq)
+
+    # -- what ---------------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._working = True
+        self._spawn(self._work())
+
+    async def _work(self) -> None:
+        done = False
+        try:
+            replica, engine = self._replica(), self._engine()
+            if self._is_noted(replica):
+                done = await self._follow_checkpoint(replica)
+            elif engine is not None:
+                done = await self._make_checkpoint(replica, engine)
+        except (DiskFull, Closed, FenceKVError) as error:
+            logger.info("%s: not trimmed: %s", self._name, error)
+        except CommitFailed as error:
+            self._on_fatal(error)
+        except Corrupt as error:
+            logger.error("%s: %s", self._name, error)
+            await self._on_contradiction()
+        finally:
+            self._working = False
+        if self._stopped:
+            return
+        if done:
+            self.progressed()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(limits.FOLD_AGAIN_SECONDS, self._try_again)
+
+    def _try_again(self) -> None:
+        self._timer = None
+        self.progressed()
+
+    async def _make_checkpoint(self, replica: Replica, engine: Engine) -> bool:
+        """The owner's part: folds what is old enough, and journals what the base is then."""
+        window, now_ns = self._window_seconds(), self._clock.unix_ns()
+
+        def old(entry: Entry) -> bool:
+            return entry.unix_ns + int(_kept_seconds(entry, window) * 1e9) <= now_ns
+
+        if not self._wants_checkpoint(replica, engine) and not await self._fold(replica, _held(engine), old):
+            return False
+        await self._fold(replica, _held(engine), old)
+        checkpoint = await self._hash(replica)
+        await engine.journal_checkpoint(checkpoint)
+        self._journaled = (engine, checkpoint.at)
+        logger.info("%s: checkpoint at seq %d with %d keys", self._name, checkpoint.at, checkpoint.keys)
+        return True
+
+    async def _follow_checkpoint(self, replica: Replica) -> bool:
+        """Every replica's part: has the base at the checkpoint, as it says, and trims what lies below."""
+        noted = replica.base.noted
+        assert noted is not None, replica.base
+        at, engine = noted.checkpoint.at, self._engine()
+        await self._fold(replica, at, lambda _entry: True)
+        if replica.base.seq < at:
+            return False  # it is being sent
+        if replica.base.seq == at and noted != self._compared:
+            own = self._journaled is not None and self._journaled == (engine, at)
+            if not own and await self._hash(replica) != noted.checkpoint:
+                raise Corrupt(f"the base at seq {at} is not what the checkpoint of seq {noted.seq} says")
+        self._compared = noted
+        if engine is not None and _held(engine) < at:
+            return False
+        await self._trim(replica, at)
+        return True
+
+    async def _fold(self, replica: Replica, limit: int, old: Callable[[Entry], bool]) -> bool:
+        """Folds as far as it goes; whether anything was folded."""
+        folded = False
+        while not self._stopped and await replica.fold_step(limit, old=old):
+            folded = True
+            await asyncio.sleep(limits.FOLD_PAUSE_SECONDS)
+        return folded
+
+    async def _trim(self, replica: Replica, at: int) -> None:
+        """Trims up to `at`."""
+        more = True
+        while more and not self._stopped:
+            more = await replica.trim_step(at)
+            await asyncio.sleep(limits.FOLD_PAUSE_SECONDS)
+
+    async def _hash(self, replica: Replica) -> Checkpoint:
+        """What the base is, page by page; nobody else folds it meanwhile."""
+        digest, after, at = Digest(), b"", replica.base.seq
+        while rows := replica.base_page(after):
+            digest.add(rows)
+            after = rows[-1][0]
+            await asyncio.sleep(limits.FOLD_PAUSE_SECONDS)
+        assert replica.base.seq == at, (replica.base, at)
+        return digest.checkpoint(at)
+
+
+def _kept_seconds(entry: Entry, window: float) -> float:
+    """How long an entry is kept. The result of a request with a key can be asked for again for a day."""
+    return window if entry.idempotency is None else max(window, limits.IDEMPOTENCY_SECONDS_MIN)
+
+
+def _first_worth(replica: Replica) -> Entry | None:
+    """The first entry above the base that is no checkpoint; None: there is none."""
+    for seq in range(replica.base.seq + 1, replica.last.seq + 1):
+        entry = replica.entry(seq)
+        if not isinstance(entry.operations, Checkpoint):
+            return entry
+    return None
+
+
+def _held(engine: Engine) -> int:
+    """Up to where every counted standby has the journal."""
+    replica = engine.replica
+    return min((engine.confirmed.get(member, -1) for member in engine.counted), default=replica.commit_seq)
