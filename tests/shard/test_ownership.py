@@ -86,7 +86,7 @@ def cut_off(trio: Trio, pod: str, uid: str) -> None:
     """The pod's replica follows nobody any more, and hears of no Lease."""
     partition = replica_of(trio, pod, uid)
     partition.lease_changed = lambda raw: None  # type: ignore[method-assign]
-    partition._around.follow.unfollow(partition)
+    partition._around.links.unfollow(partition.spec.uid)
 
 
 # -- the way to the first owner, and to the next one
