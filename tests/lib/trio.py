@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from fencekv_shard.peer import TcpTransport
 from fencekv_shard.transaction import Put, Transaction
 
 NAMESPACE = "default"
+_TAKEN = itertools.count()
 KVNS = "sample"
 
 
@@ -36,17 +38,21 @@ def put(key: str, value: bytes, **options: Any) -> Transaction:
 
 
 def free_ports(pairs: int) -> list[int]:
-    """Ports that nobody listens on, in pairs of neighbours."""
+    """Ports of 127.0.0.1, each with the one behind it free.
+
+    From below those that the system gives to outgoing connections, and by process, so that nobody else takes one
+    between here and its use.
+    """
     found: list[int] = []
     while len(found) < 2 * pairs:
+        port = 12_000 + (os.getpid() * 512 + 2 * next(_TAKEN)) % 20_000
         with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port = first.getsockname()[1]
             try:
+                first.bind(("127.0.0.1", port))
                 second.bind(("127.0.0.1", port + 1))
             except OSError:
                 continue
-            found += [port, port + 1]
+        found += [port, port + 1]
     return found
 
 

@@ -14,7 +14,7 @@ from engines import B, C, bench, put, settle, turns
 from fake_node import FakeNode, serving
 from frame_asker import connected
 from storage import UID, Holding, open_replica, txn
-from trio import Trio, until
+from trio import Trio, free_ports, until
 
 from fencekv import messages as m
 from fencekv import operations
@@ -108,7 +108,7 @@ async def test_a_shard_stops_although_a_writer_thread_is_stuck(tmp_path: Path) -
     disk = Disk()
     trio = Trio(tmp_path, threads=disk)  # type: ignore[arg-type]
     await trio.namespace()
-    await trio.start("sample-0", port=40301)
+    await trio.start("sample-0", port=free_ports(1)[0])
     uid = await trio.partition(durability="standard", replicas=["sample-0"])
     await trio.grant("sample-0", uid)
     partition = await trio.owner("sample-0", uid)
@@ -149,8 +149,8 @@ async def test_an_idempotency_key_has_one_outcome_also_if_it_is_that_nothing_was
 async def test_a_write_asked_to_be_replicated_is_not_acknowledged_without_a_standby(tmp_path: Path) -> None:
     trio = Trio(tmp_path)
     await trio.namespace()
-    node = await trio.start("sample-0", port=40311)
-    await trio.start("sample-1", port=40313)
+    node = await trio.start("sample-0", port=free_ports(1)[0])
+    await trio.start("sample-1", port=free_ports(1)[0])
     # The table becomes `replicated`: the operator has come to its first partition, not yet to the second.
     split = {"strategy": "hash", "count": 2}
     pods = ["sample-0", "sample-1"]
@@ -254,7 +254,7 @@ async def test_an_epoch_says_where_the_one_before_ended_whatever_is_journaled_be
 async def test_a_standby_counts_although_its_joining_could_not_be_journaled_at_once(tmp_path: Path) -> None:
     trio = Trio(tmp_path)
     await trio.namespace()
-    await trio.start("sample-0", port=40321)
+    await trio.start("sample-0", port=free_ports(1)[0])
     uid = await trio.partition(replicas=["sample-0", "sample-1"])
     await trio.grant("sample-0", uid)
     partition = await trio.owner("sample-0", uid)
@@ -268,7 +268,7 @@ async def test_a_standby_counts_although_its_joining_could_not_be_journaled_at_o
 
     engine.record_set = full  # type: ignore[method-assign]
     try:
-        await trio.start("sample-1", port=40323)
+        await trio.start("sample-1", port=free_ports(1)[0])
         await until(lambda: engine.standbys_in_set == 1, seconds=6)
         await partition.submit(put("k"), Options())
     finally:

@@ -22,10 +22,12 @@ from trimming import always, applied, assert_equals_above, checkpoint, checkpoin
 from fencekv.errors import Invalid, Lost
 from fencekv_shard import journal, limits, reader
 from fencekv_shard import store as store_module
-from fencekv_shard.base import Base, Digest, Fold, Row, decode_base, encode_base, pack_row
+from fencekv_shard.base import Base, Digest, Fold, Row, decode_base, encode_base, pack_row, unpack_row
 from fencekv_shard.folder import Seed
 from fencekv_shard.journal import ZERO_HASH, Entry, decode_entry, encode_entry, in_sync_entry
 from fencekv_shard.replica import Replica
+from fencekv_shard.rows import unpack_seq, unpack_version
+from fencekv_shard.state import EpochEnd
 from fencekv_shard.store import Corrupt, DiskFull, Store
 from fencekv_shard.transaction import Delete, Put, Write
 from fencekv_shard.view import Closed
@@ -283,6 +285,64 @@ async def test_a_journal_that_is_trimmed_to_its_end_takes_further_entries(tmp_pa
     replica = await open_replica(tmp_path / "a")
     await replica.append_own([txn(7)], epoch=1)
     assert replica.last.seq == 7
+    await replica.verify()
+    await replica.close()
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 256])
+async def test_trimming_leaves_of_each_key_what_the_base_holds_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    monkeypatch.setattr(limits, "FOLD_ENTRIES", step)
+    entries = [
+        txn(0, Put("again", b"1"), Put("gone", b"1"), key=b"once"),
+        txn(1, Put("again", b"2"), Delete("gone"), key=b"twice"),
+        txn(2, Put("again", b"3"), Delete("never"), Put("back", b"1")),
+        txn(3, Delete("back"), key=b"twice"),
+        txn(4, Put("back", b"2"), Put("later", b"1")),
+        txn(5, Put("later", b"2"), Delete("again"), key=b"once"),
+    ]
+    replica = await trimmed(tmp_path, entries, 4)
+    tables = replica._store.tables()
+    rows = sorted(unpack_version(*row) for row in tables["versions"].items())
+    assert rows == [
+        (b"again", (2, 0)),
+        (b"again", (5, 1)),
+        (b"back", (4, 0)),
+        (b"later", (4, 1)),
+        (b"later", (5, 0)),
+    ]
+    assert {key: unpack_seq(seq) for key, seq in tables["idempotency"].items()} == {b"once": 5}
+    base = [(key, unpack_row(row)) for key, row in replica.base_page(b"")]
+    assert base == [
+        (b"again", Row(1, 2, 0, b"3")),
+        (b"back", Row(1, 4, 0, b"2")),
+        (b"later", Row(1, 4, 1, b"1")),
+    ]
+    await replica.verify()
+    await replica.close()
+
+
+async def test_what_was_announced_below_the_base_is_still_known(tmp_path: Path) -> None:
+    entries: list[Entry] = [owner(0, epoch=1), txn(1)]
+    entries.append(in_sync_entry(seq=2, txid=2, epoch=1, unix_ns=0, version=7, members=["a/1", "b/2"]))
+    entries += [owner(3, epoch=2, previous=(1, 2, 2)), txn(4, epoch=2)]
+    replica = await open_replica(tmp_path)
+    await replica.promise(2)
+    await replica.append_copied([encode_entry(entry) for entry in entries], epoch=2)
+    await applied(replica, 4)
+    await fold(replica, 4)
+    await replica.append_own([checkpoint(entries, 4, epoch=2)], epoch=2)
+    await applied(replica, 5)
+    await trim(replica)
+    known = (replica.set_version, replica.members, replica.ends)
+    assert known == (7, ("a/1", "b/2"), (EpochEnd(1, 2, 2),))
+    assert (replica.base.set_version, replica.base.members, replica.base.ends) == known
+    # A later change is cut off again: what was before it is known from the base alone.
+    change = in_sync_entry(seq=6, txid=6, epoch=2, unix_ns=0, version=8, members=["c/3"])
+    await replica.append_own([change], epoch=2)
+    await replica.truncate(5, epoch=2)
+    assert (replica.set_version, replica.members, replica.ends) == known
     await replica.verify()
     await replica.close()
 
