@@ -136,8 +136,6 @@ class Pipeline:
         if building is not None:
             self._replica.unstage(building.growth.first - 1)
             building.fail(error)
-        if self._making_room is not None:
-            self._making_room.cancel()
 
     def overdue(self, before: float) -> tuple[list[Request], list[Request]]:
         """What was taken before then: requests still in the queue, which leave it, and answers being written."""
