@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, cast
 
-from fencekv.errors import Invalid
+from fencekv.errors import Invalid, TooLarge
 from fencekv.token import Version
 from fencekv.wire import kind_of, value_of
 
@@ -116,14 +116,21 @@ class Transaction:
         return parts[0].key if parts else None
 
 
-def parse_txn(document: object) -> Transaction:
-    """Reads a transaction's form on the wire; how many and how large its parts may be a shard says.
+def parse_txn(document: object, *, operations_max: int | None = None) -> Transaction:
+    """Reads a transaction's form on the wire: `{"compare": […], "then": […], "else": […]}`.
+
+    Unknown members are refused at every level: a misspelt condition must not silently be none. How many operations
+    there may be a shard says (None: any number); how large they may be is not looked at here.
 
     Raises:
         Invalid: naming the member that does not fit.
+        TooLarge: more operations than `operations_max`.
     """
     body = _object(document, "body", ("compare", "then", "else"))
     compare, then, otherwise = (_list(body.get(name, []), name) for name in ("compare", "then", "else"))
+    count = len(compare) + len(then) + len(otherwise)
+    if operations_max is not None and count > operations_max:
+        raise TooLarge(f"txn: {count} operations, at most {operations_max}", field="txn", limit=operations_max)
     return Transaction(
         [_compare(item, f"compare[{at}]") for at, item in enumerate(compare)],
         [_operation(item, f"then[{at}]") for at, item in enumerate(then)],

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from fencekv import messages, operations
+from fencekv import messages
 from fencekv.errors import Invalid, TooLarge
 from fencekv.token import Version
 from fencekv_shard import limits
@@ -21,7 +21,6 @@ from fencekv_shard.http_requests import EPOCH_MAX, NAME_CHARS_MAX, PARTITION_IND
 from fencekv_shard.transaction import (
     Compare,
     Delete,
-    Operation,
     Put,
     Relation,
     Target,
@@ -30,6 +29,7 @@ from fencekv_shard.transaction import (
     validate_key,
 )
 from fencekv_shard.transaction import Get as GetOperation
+from fencekv_shard.txn_document import transaction_of
 
 NAMES: Final = {
     messages.Get: "get",
@@ -115,11 +115,8 @@ def _transaction(
     request: messages.Put | messages.Delete | messages.Txn, idempotency_key: bytes
 ) -> tuple[WriteKind, Transaction]:
     if isinstance(request, messages.Txn):
-        transaction = Transaction(
-            compare=tuple(map(_compare, request.compare)),
-            then=tuple(map(_operation, request.then)),
-            otherwise=tuple(map(_operation, request.otherwise)),
-            idempotency_key=idempotency_key,
+        transaction = transaction_of(
+            request.compare, request.then, request.otherwise, idempotency_key=idempotency_key
         )
         validate(transaction)
         return WriteKind.TXN, transaction
@@ -145,19 +142,6 @@ def _transaction(
     return kind, Transaction(
         compare=(compare,), then=(write,), otherwise=otherwise, idempotency_key=idempotency_key
     )
-
-
-def _compare(part: operations.Compare) -> Compare:
-    target, relation = Target(part.target), Relation(part.op)
-    if target is Target.EXISTS and relation not in {Relation.EQUAL, Relation.UNEQUAL}:
-        raise Invalid("compare: exists knows == and != only", field="compare")
-    return Compare(part.key, target, relation, part.operand)
-
-
-def _operation(part: operations.Operation) -> Operation:
-    if isinstance(part, operations.Put):
-        return Put(part.key, part.value)
-    return Delete(part.key) if isinstance(part, operations.Delete) else GetOperation(part.key)
 
 
 def _check_key(key: str) -> None:
