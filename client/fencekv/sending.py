@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
@@ -28,7 +29,7 @@ class Broken(Exception):
     """The request left, wholly or in part, and no whole answer came."""
 
 
-class Attempt:
+class Attempt(ABC):
     """A request under way. Its maker awaits `future`; the rest is for whoever looks after many of them."""
 
     __slots__ = ("address", "epoch", "future", "give_up_at", "place", "watch_at")
@@ -41,9 +42,9 @@ class Attempt:
         self.place: tuple[str, int] | None = None  # table and partition; None: about no single one
         self.epoch = 0  # the highest that was known of the partition when it was sent
 
+    @abstractmethod
     def give_up(self, error: Exception) -> None:
         """Stops waiting: the attempt ends in `error` if it has not ended."""
-        raise NotImplementedError
 
 
 class Transport(Protocol):

@@ -28,10 +28,10 @@ from fencekv_shard.frame_exchange import (
     OPENING_SECONDS_MAX,
     PARTIAL_BYTES_SMALL,
     READ_BYTES_MAX,
-    STALLED_SECONDS_MAX,
     UNSENT_BYTES_LOW,
     UNSENT_BYTES_MAX,
     Exchange,
+    Unsent,
 )
 from fencekv_shard.frame_requests import NAMES, read
 
@@ -92,7 +92,7 @@ class FrameConnection(asyncio.Protocol):
         self._out: list[bytes] = []
         self._out_bytes = 0
         self._made = self._heard = self._loop.time()
-        self._stalled_at, self._stalled_bytes = self._made, 0
+        self._unsent = Unsent(self._made)
 
     # -- what the transport says
 
@@ -166,9 +166,7 @@ class FrameConnection(asyncio.Protocol):
         if self._transport is None:
             return
         unsent = self._transport.get_write_buffer_size()
-        if unsent != self._stalled_bytes or not unsent:
-            self._stalled_at, self._stalled_bytes = now, unsent
-        elif now - self._stalled_at > STALLED_SECONDS_MAX:
+        if self._unsent.too_long(unsent, now):
             self.abort()
         if self._leaving:
             if self._ended_at is not None and now - self._ended_at > LINGER_SECONDS_MAX:

@@ -1,4 +1,4 @@
-"""What all frame connections of a shard share: whom they ask, what they count, and how much they may hold.
+"""What all connections of a shard share, of both wires: whom they ask, what they count, what they may hold.
 
 Invariants:
   * Bytes of requests under way, and of frames that have not arrived whole, are bounded over all connections.
@@ -31,6 +31,22 @@ FrameRelay = Callable[[str, messages.Request], Awaitable[Relayed]]
 """Has the shard at an address answer a request."""
 
 
+class Unsent:
+    """How long a client has taken nothing of what waits for it."""
+
+    __slots__ = ("_bytes", "_since")
+
+    def __init__(self, now: float) -> None:
+        self._since, self._bytes = now, 0
+
+    def too_long(self, unsent_bytes: int, now: float) -> bool:
+        """Called now and then with what waits: whether it has not changed for STALLED_SECONDS_MAX."""
+        if unsent_bytes != self._bytes or not unsent_bytes:
+            self._since, self._bytes = now, unsent_bytes
+            return False
+        return now - self._since > STALLED_SECONDS_MAX
+
+
 class Flushes(Protocol):
     """A connection with something to send."""
 
@@ -40,7 +56,7 @@ class Flushes(Protocol):
 
 
 class Exchange:
-    """Shared by the frame connections of a shard."""
+    """Shared by the connections of a shard."""
 
     def __init__(
         self,

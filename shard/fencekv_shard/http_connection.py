@@ -21,9 +21,9 @@ from fencekv_shard.forward import Received
 from fencekv_shard.frame_exchange import (
     LINGER_SECONDS_MAX,
     PARTIAL_BYTES_SMALL,
-    STALLED_SECONDS_MAX,
     UNSENT_BYTES_LOW,
     UNSENT_BYTES_MAX,
+    Unsent,
 )
 from fencekv_shard.http_answers import HttpAnswer, encode, problem, render
 from fencekv_shard.http_exchange import HttpExchange
@@ -79,7 +79,7 @@ class HttpConnection(asyncio.Protocol):
         self._ended_at: float | None = None  # when all was said; then only the client's end is waited for
         self._heard = self._loop.time()
         self._partial_since: float | None = None  # None: no request is being waited for in part
-        self._stalled_at, self._stalled_bytes = self._heard, 0
+        self._unsent = Unsent(self._heard)
 
     # -- what the transport says
 
@@ -147,9 +147,7 @@ class HttpConnection(asyncio.Protocol):
         if self._transport is None:
             return
         unsent = self._transport.get_write_buffer_size()
-        if unsent != self._stalled_bytes or not unsent:
-            self._stalled_at, self._stalled_bytes = now, unsent
-        elif now - self._stalled_at > STALLED_SECONDS_MAX:
+        if self._unsent.too_long(unsent, now):
             self.abort()
             return
         if self._ended_at is not None:

@@ -298,13 +298,8 @@ def peak_leaves(count: int) -> list[tuple[int, int]]:
     return places
 
 
-def encode_record(record: JournalRecord) -> bytes:
-    """The record's bytes on disk."""
-    return join_record(record.leaf, record.chain, record.nodes, record.entry)
-
-
-def join_record(leaf: bytes, chain: bytes, nodes: Sequence[bytes], entry: bytes) -> bytes:
-    """A record's bytes from its parts."""
+def encode_record(leaf: bytes, chain: bytes, nodes: Sequence[bytes], entry: bytes) -> bytes:
+    """A record's bytes on disk; `decode_record` takes them apart."""
     assert len(nodes) <= _NODES_MAX, len(nodes)
     return b"".join((leaf, chain, bytes((len(nodes),)), *nodes, entry))
 

@@ -34,12 +34,13 @@ from fencekv_shard.fence import Role
 from fencekv_shard.links import Links
 from fencekv_shard.memory import PodMemory
 from fencekv_shard.owned import Owned, Rota
-from fencekv_shard.partition import Partition, Surroundings
+from fencekv_shard.partition import Partition
 from fencekv_shard.peer import Listener, Transport
 from fencekv_shard.replica import Replica
 from fencekv_shard.session import LeaseTimes, SessionKeeper, SessionOver
 from fencekv_shard.spec import PartitionSpec
 from fencekv_shard.store import CommitFailed, Corrupt, StorageError
+from fencekv_shard.surroundings import Surroundings
 
 logger = logging.getLogger(__name__)
 

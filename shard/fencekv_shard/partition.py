@@ -12,33 +12,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
-from fencekv.clock import Clock
 from fencekv.errors import Exhausted, FenceKVError, NotOwner, Unavailable, Unknown
-from fencekv.kube import Kube
 from fencekv.leases import PartitionLease, pod_of
 from fencekv.token import Token
 from fencekv_shard import api, limits
 from fencekv_shard.api import Committed, Consistency, Durability, Options
 from fencekv_shard.applier import Applier
 from fencekv_shard.engine import Engine
-from fencekv_shard.executor import Executor
 from fencekv_shard.fence import Event, Fence, Role
 from fencekv_shard.folder import Seed
 from fencekv_shard.freshness import Freshness, judge
-from fencekv_shard.links import Links
 from fencekv_shard.membership import Membership, current_grant, decline
-from fencekv_shard.memory import PodMemory
-from fencekv_shard.owned import Owned, Rota
+from fencekv_shard.owned import Owned
 from fencekv_shard.replica import Replica
-from fencekv_shard.session import SessionKeeper
 from fencekv_shard.spec import PartitionSpec
 from fencekv_shard.store import CommitFailed, DiskFull, StalePromise, Unreadable
+from fencekv_shard.surroundings import Surroundings
 from fencekv_shard.transaction import Transaction
 from fencekv_shard.trimmer import Trimmer
 from fencekv_shard.view import Closed
@@ -46,24 +38,6 @@ from fencekv_shard.view import Closed
 logger = logging.getLogger(__name__)
 
 OPEN_PAUSE_SECONDS: Final = 0.5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Surroundings:
-    """What all partitions of a shard share."""
-
-    kube: Kube
-    namespace: str
-    clock: Clock
-    session: SessionKeeper
-    memory: PodMemory
-    rota: Rota
-    folder: Path
-    executor: Executor
-    new_id: Callable[[], str]
-    links: Links
-    spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
-    on_fatal: Callable[[BaseException], None]
 
 
 class Partition:

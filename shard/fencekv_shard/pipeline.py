@@ -120,21 +120,18 @@ class Pipeline:
     def drop_requests(self, error: FenceKVError) -> None:
         """Refuses all requests that are not being written. Entries of our own stay."""
         self._refuse_queue(error)
-        building, self._building = self._building, None
-        if building is None:
-            return
-        self._replica.unstage(building.growth.first - 1)
-        for request in building.answers:
-            request.fail(error)
-        for item, _ in building.internal:
-            self._round().add_internal(item)
+        building = self._unbuilt()
+        if building is not None:
+            for request in building.answers:
+                request.fail(error)
+            for item, _ in building.internal:
+                self._round().add_internal(item)
 
     def end(self, error: FenceKVError) -> None:
         """Takes nothing more; what was not begun gets `error`. What is being written still comes to an end."""
-        self.drop_requests(error)
-        building, self._building = self._building, None
+        self._refuse_queue(error)
+        building = self._unbuilt()
         if building is not None:
-            self._replica.unstage(building.growth.first - 1)
             building.fail(error)
 
     def overdue(self, before: float) -> tuple[list[Request], list[Request]]:
@@ -184,6 +181,13 @@ class Pipeline:
             growth = self._replica.growth() if before is None else Growth.behind(before.growth)
             self._building = Round(self._replica, epoch=self._epoch, growth=growth, unix_ns=self._clock.unix_ns)
         return self._building
+
+    def _unbuilt(self) -> Round | None:
+        """Takes back the round that is being built: nothing of it is staged any more."""
+        building, self._building = self._building, None
+        if building is not None:
+            self._replica.unstage(building.growth.first - 1)
+        return building
 
     async def _make_room(self) -> None:
         try:

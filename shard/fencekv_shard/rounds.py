@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fencekv.errors import FenceKVError, Invalid
 from fencekv.token import Token, Version
 from fencekv_shard.api import Committed, Waiter
-from fencekv_shard.journal import Entry, Kind
+from fencekv_shard.journal import Entry, transaction_entry
 from fencekv_shard.replica import Replica
 from fencekv_shard.state import Growth
 from fencekv_shard.transaction import Effect, Get, Record, Transaction, evaluate
@@ -132,15 +132,14 @@ class Round:
             return self.seq, Committed(effect, None, token)
         seq = growth.last.seq + 1
         idempotency = (transaction.idempotency_key, fingerprint) if fingerprint else None
-        entry = Entry(
-            seq,
-            self.txid,
-            epoch,
-            Kind.TRANSACTION,
-            self._unix_ns(),
-            transaction.actor,
-            effect.writes,
-            idempotency,
+        entry = transaction_entry(
+            seq=seq,
+            txid=self.txid,
+            epoch=epoch,
+            unix_ns=self._unix_ns(),
+            actor=transaction.actor,
+            writes=effect.writes,
+            idempotency=idempotency,
         )
         self._replica.stage(entry, growth)
         return seq, _committed(effect, Version(epoch, seq), Token(epoch, self.txid))

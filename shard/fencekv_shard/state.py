@@ -143,7 +143,7 @@ class Growth:
         leaf = journal.leaf_hash(data)
         self.chain = journal.chain_hash(self.chain, leaf)
         self.peaks, nodes = journal.append(self.peaks, entry.seq, leaf)
-        self.records.append((entry.seq, journal.join_record(leaf, self.chain, nodes, data)))
+        self.records.append((entry.seq, journal.encode_record(leaf, self.chain, nodes, data)))
         self.last = Position(entry.epoch, entry.seq, entry.txid)
         if not isinstance(entry.operations, tuple):
             self._announced.append(entry)

@@ -1,0 +1,35 @@
+"""What all partitions of a shard share: its session, its disk, its network, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fencekv.clock import Clock
+from fencekv.kube import Kube
+from fencekv_shard.executor import Executor
+from fencekv_shard.links import Links
+from fencekv_shard.memory import PodMemory
+from fencekv_shard.owned import Rota
+from fencekv_shard.session import SessionKeeper
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """Given to each partition."""
+
+    kube: Kube
+    namespace: str
+    clock: Clock
+    session: SessionKeeper
+    memory: PodMemory
+    rota: Rota
+    folder: Path
+    executor: Executor
+    new_id: Callable[[], str]
+    links: Links
+    spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
+    on_fatal: Callable[[BaseException], None]
