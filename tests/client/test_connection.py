@@ -91,6 +91,7 @@ async def test_a_turn_that_was_given_up_goes_to_the_next(shard: FakeFrames) -> N
         await asyncio.sleep(0)
     first.cancel()
     await asyncio.wait_for(second, 5)
+    assert first.cancelled()
     await connection.close()
 
 

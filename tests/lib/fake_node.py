@@ -253,3 +253,8 @@ async def serving(*nodes: FakeNode) -> AsyncIterator[list[Running]]:
 def not_owner(**extra: Any) -> FenceKVError:
     """What a replica raises that lost its ownership a moment ago."""
     return NotOwner("not the owner any more", **extra)
+
+
+def later(shard: Running, seconds: float) -> None:
+    """What the shard does about its connections when so much time has gone by."""
+    shard.frames.tick(asyncio.get_running_loop().time() + seconds)

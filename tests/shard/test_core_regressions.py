@@ -99,6 +99,7 @@ async def test_a_task_cancelled_while_it_waits_for_a_replicas_lane_does_not_bloc
     async with asyncio.timeout(2):
         await writing
         await world.replica.close()
+    assert world.replica.closed
 
 
 async def test_a_shard_stops_although_a_writer_thread_is_stuck(tmp_path: Path) -> None:
@@ -302,6 +303,7 @@ async def test_a_look_at_the_disk_is_not_believed_later(tmp_path: Path, monkeypa
         patch.setattr(os, "statvfs", lambda _: FullDisk)
         await world.submit(if_exists("k", True, Delete("k")))  # writes nothing
     await world.replica.promise(7)  # there is room by now
+    assert world.replica.promised == 7
 
 
 async def test_a_disk_that_cannot_be_read_for_a_moment_is_tried_again(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from fake_node import FakeNode, FakePartition, not_owner, serving
+from fake_node import FakeNode, FakePartition, not_owner
 from frame_asker import HELLO, FrameAsker, connected, dialled
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,28 +25,10 @@ from fencekv_shard.server import Running
 from fencekv_shard.transaction import Effect, PutResult, Record
 
 
-@pytest.fixture(name="node")
-def make_node() -> FakeNode:
-    node = FakeNode()
-    node.add_table("orders")
-    return node
-
-
-@pytest.fixture(name="shard")
-async def start(node: FakeNode) -> AsyncIterator[Running]:
-    async with serving(node) as [shard]:
-        yield shard
-
-
 @pytest.fixture(name="ask")
 async def connect(shard: Running) -> AsyncIterator[FrameAsker]:
     async with connected(shard.port) as ask:
         yield ask
-
-
-@pytest.fixture(name="partition")
-def take_partition(node: FakeNode) -> FakePartition:
-    return node.replicas["orders", 0]
 
 
 # -- opening

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import resource
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import pytest
-from fake_node import FakeNode, FakePartition, serving
+from fake_node import FakePartition, later
 from frame_asker import HELLO, connected, dialled
 
 from fencekv import frames
@@ -21,31 +21,8 @@ from fencekv_shard.transaction import Record
 MIB = 1 << 20
 
 
-@pytest.fixture(name="node")
-def make_node() -> FakeNode:
-    node = FakeNode()
-    node.add_table("orders")
-    return node
-
-
-@pytest.fixture(name="shard")
-async def start(node: FakeNode) -> AsyncIterator[Running]:
-    async with serving(node) as [shard]:
-        yield shard
-
-
-@pytest.fixture(name="partition")
-def take_partition(node: FakeNode) -> FakePartition:
-    return node.replicas["orders", 0]
-
-
 def gets(first: int, count: int) -> list[m.ClientMessage]:
     return [m.Get(n, "orders", None, "k") for n in range(first, first + count)]
-
-
-def later(shard: Running, seconds: float) -> None:
-    """What the shard does about its connections when so much time has gone by."""
-    shard.frames.tick(asyncio.get_running_loop().time() + seconds)
 
 
 async def test_nothing_is_read_from_who_does_not_read_its_answers_and_others_are_served(

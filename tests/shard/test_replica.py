@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import random
-import shutil
-import tempfile
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
-from unittest import mock
 
 import cbor2
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import invariant, precondition, rule
+from replica_life import ReplicaLife
 from storage import (
     UID,
     Holding,
@@ -79,39 +77,19 @@ idempotency_keys = st.none() | st.sampled_from([b"once", b"twice"])
 
 
 @settings(max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck))
-class ReplicaMachine(RuleBasedStateMachine):
+class ReplicaMachine(ReplicaLife):
     """Small steps and pages, so that each boundary is met."""
+
+    small = (
+        (limits, "APPLY_ENTRIES", 3),
+        (limits, "APPLY_WRITES", 4),
+        (reader, "_PAGE_KEYS", 2),
+        (reader, "_CACHE_ENTRIES", 2),
+    )
 
     def __init__(self) -> None:
         super().__init__()
-        self.loop = asyncio.new_event_loop()
-        self.folder = Path(tempfile.mkdtemp(prefix="replica-"))
-        self.new_id = ids()
-        self.patches = [
-            mock.patch.object(limits, "APPLY_ENTRIES", 3),
-            mock.patch.object(limits, "APPLY_WRITES", 4),
-            mock.patch.object(reader, "_PAGE_KEYS", 2),
-            mock.patch.object(reader, "_CACHE_ENTRIES", 2),
-        ]
-        for patch in self.patches:
-            patch.start()
-        self.model = Model()
-        self.epoch = 1
         self.committed = -1
-        self.executor = Holding()
-        self.replica = self.open()
-
-    def run(self, work: Awaitable[T]) -> T:
-        return self.loop.run_until_complete(asyncio.wait_for(work, 10))
-
-    def open(self) -> Replica:
-        return self.run(Replica.open(self.folder, UID, executor=self.executor, new_id=self.new_id))
-
-    @initialize()
-    def begin(self) -> None:
-        self.run(self.replica.promise(1))
-        self.run(self.replica.append_own([owner(0, epoch=1)], epoch=1))
-        self.model.entries.append(owner(0, epoch=1))
 
     @rule(batch=st.lists(st.tuples(writes, idempotency_keys), min_size=1, max_size=4), copied=st.booleans())
     def append(self, batch: list[tuple[list[Write], bytes | None]], copied: bool) -> None:
@@ -119,27 +97,9 @@ class ReplicaMachine(RuleBasedStateMachine):
         entries = [txn(first + at, *changes, epoch=self.epoch, key=key) for at, (changes, key) in enumerate(batch)]
         if copied:
             self.run(self.replica.append_copied([encode_entry(one) for one in entries], epoch=self.epoch))
+            self.model.entries += entries
         else:
-            self.run(self.replica.append_own(entries, epoch=self.epoch))
-        self.model.entries += entries
-
-    @rule(set_version=st.integers(1, 99), members=st.sets(st.sampled_from(["a/1", "b/2", "c/3"])))
-    def change_set(self, set_version: int, members: set[str]) -> None:
-        at = len(self.model.entries)
-        entry = in_sync_entry(seq=at, txid=at, epoch=self.epoch, unix_ns=0, version=set_version, members=members)
-        self.run(self.replica.append_own([entry], epoch=self.epoch))
-        self.model.entries.append(entry)
-
-    @rule()
-    def grant(self) -> None:
-        last = self.replica.last
-        self.epoch += 1
-        entry = owner(
-            last.seq + 1, epoch=self.epoch, previous=(last.epoch, last.seq, last.txid), chain=self.replica.chain
-        )
-        self.run(self.replica.promise(self.epoch))
-        self.run(self.replica.append_own([entry], epoch=self.epoch))
-        self.model.entries.append(entry)
+            self.take_own(entries)
 
     @rule(share=st.floats(0, 1))
     def commit(self, share: float) -> None:
@@ -244,16 +204,8 @@ class ReplicaMachine(RuleBasedStateMachine):
             peaks, _ = journal.append(peaks, entry.seq, leaf)
         assert (self.replica.chain, self.replica.root()) == (chain, journal.root(peaks))
 
-    def teardown(self) -> None:
-        try:
-            self.run(self.replica.verify())
-            assert_equals_model(self.replica, self.model, range(-1, len(self.model.entries)))
-            self.run(self.replica.close())
-        finally:
-            for patch in self.patches:
-                patch.stop()
-            self.loop.close()
-            shutil.rmtree(self.folder)
+    def check_whole(self) -> None:
+        assert_equals_model(self.replica, self.model, range(-1, len(self.model.entries)))
 
 
 TestReplicaEqualsTheModel = ReplicaMachine.TestCase

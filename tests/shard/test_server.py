@@ -36,22 +36,10 @@ class Asker:
         return await send(self.session, method=method, url=url, headers=named, body=body, timeout=10)
 
 
-@pytest.fixture(name="node")
-def make_node() -> FakeNode:
-    node = FakeNode()
-    node.add_table("orders")
-    return node
-
-
 @pytest.fixture(name="ask")
 async def start(node: FakeNode) -> AsyncIterator[Asker]:
     async with serving(node) as [shard], make_session() as session:
         yield Asker(session, shard.port)
-
-
-@pytest.fixture(name="partition")
-def take_partition(node: FakeNode) -> FakePartition:
-    return node.replicas["orders", 0]
 
 
 def document(reply: Reply) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from fake_node import FakeNode, serving
+from fake_node import FakeNode
 from yarl import URL
 
 from fencekv.codec import encode
@@ -259,12 +259,6 @@ def make_node() -> FakeNode:
     node.add_table("orders", partitioning=HashPartitioning(4))
     node.add_table("small", value_bytes_max=4, key_pattern="k[0-9]")
     return node
-
-
-@pytest.fixture(name="shard")
-async def start(node: FakeNode) -> AsyncIterator[Running]:
-    async with serving(node) as [shard]:
-        yield shard
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
-from fake_node import FakeNode, FakePartition, serving
+from fake_node import FakeNode, FakePartition, later
 from raw_http import Raw, dialled_http, others_are_served, request
 
 from fencekv.token import Version
@@ -17,35 +16,6 @@ from fencekv_shard.transaction import Record
 KEY = "/v1/sample/orders/keys/k"
 MIB = 1 << 20
 HEAD = f"PUT {KEY} HTTP/1.1\r\nHost: a\r\n".encode()
-
-
-@pytest.fixture(name="node")
-def make_node() -> FakeNode:
-    node = FakeNode()
-    node.add_table("orders")
-    return node
-
-
-@pytest.fixture(name="shard")
-async def start(node: FakeNode) -> AsyncIterator[Running]:
-    async with serving(node) as [shard]:
-        yield shard
-
-
-@pytest.fixture(name="partition")
-def take_partition(node: FakeNode) -> FakePartition:
-    return node.replicas["orders", 0]
-
-
-@pytest.fixture(name="raw")
-async def dial(shard: Running) -> AsyncIterator[Raw]:
-    async with dialled_http(shard.port) as raw:
-        yield raw
-
-
-def later(shard: Running, seconds: float) -> None:
-    """What the shard does about its connections when so much time has gone by."""
-    shard.frames.tick(asyncio.get_running_loop().time() + seconds)
 
 
 # -- bodies that wait to be asked for

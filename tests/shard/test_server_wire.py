@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from fake_node import FakeNode, FakePartition, not_owner, serving
+from fake_node import FakeNode, FakePartition, not_owner
 from raw_http import Raw, dialled_http, others_are_served, request
 
 from fencekv.token import Version
@@ -22,30 +21,6 @@ KEY = "/v1/sample/orders/keys/k"
 MIB = 1 << 20
 HEAD = f"PUT {KEY} HTTP/1.1\r\nHost: a\r\n".encode()
 BEHIND = request("PUT", "/v1/sample/orders/keys/behind", b"smuggled")
-
-
-@pytest.fixture(name="node")
-def make_node() -> FakeNode:
-    node = FakeNode()
-    node.add_table("orders")
-    return node
-
-
-@pytest.fixture(name="shard")
-async def start(node: FakeNode) -> AsyncIterator[Running]:
-    async with serving(node) as [shard]:
-        yield shard
-
-
-@pytest.fixture(name="partition")
-def take_partition(node: FakeNode) -> FakePartition:
-    return node.replicas["orders", 0]
-
-
-@pytest.fixture(name="raw")
-async def dial(shard: Running) -> AsyncIterator[Raw]:
-    async with dialled_http(shard.port) as raw:
-        yield raw
 
 
 # -- where a request ends
@@ -368,6 +343,7 @@ async def test_a_client_that_goes_away_in_a_write_that_waits_changes_nothing_abo
     event.set()
     while not partition.state:
         await asyncio.sleep(0)
+    assert list(partition.state) == ["k"]
 
 
 async def test_nobody_answers_a_read_whose_client_has_gone(shard: Running, partition: FakePartition) -> None:
@@ -379,6 +355,8 @@ async def test_nobody_answers_a_read_whose_client_has_gone(shard: Running, parti
         raw.break_off()
     while shard.frames.http_connections or shard.frames.exchange._tasks:
         await asyncio.sleep(0)
+    assert len(partition.calls) == 1
+    assert shard.frames.exchange.held_bytes == 0
 
 
 async def test_a_client_that_breaks_off_in_a_body_leaves_nothing(shard: Running, node: FakeNode) -> None:

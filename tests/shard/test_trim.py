@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import shutil
-import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -15,8 +13,9 @@ from unittest import mock
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from storage import UID, Holding, Inline, Model, ids, open_replica, owner, txn
+from hypothesis.stateful import invariant, precondition, rule
+from replica_life import ReplicaLife
+from storage import UID, Inline, Model, ids, open_replica, owner, txn
 from trimming import always, applied, assert_equals_above, checkpoint, checkpoint_of, fold, trim
 
 from fencekv.errors import Invalid, Lost
@@ -41,66 +40,26 @@ idempotency_keys = st.none() | st.sampled_from([b"once", b"twice"])
 
 
 @settings(max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
-class TrimMachine(RuleBasedStateMachine):
+class TrimMachine(ReplicaLife):
     """Small steps and pages, so that each boundary is met."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.loop = asyncio.new_event_loop()
-        self.folder = Path(tempfile.mkdtemp(prefix="trim-"))
-        self.new_id = ids()
-        self.patches = [
-            mock.patch.object(limits, "APPLY_ENTRIES", 3),
-            mock.patch.object(limits, "FOLD_ENTRIES", 3),
-            mock.patch.object(limits, "FOLD_WRITES", 4),
-            mock.patch.object(reader, "_PAGE_KEYS", 2),
-            mock.patch.object(reader, "_CACHE_ENTRIES", 2),
-        ]
-        for patch in self.patches:
-            patch.start()
-        self.model = Model()
-        self.epoch = 1
-        self.executor = Holding()
-        self.replica = self.open()
-
-    def run(self, work: Awaitable[T]) -> T:
-        return self.loop.run_until_complete(asyncio.wait_for(work, 10))
-
-    def open(self) -> Replica:
-        return self.run(Replica.open(self.folder, UID, executor=self.executor, new_id=self.new_id))
-
-    def append(self, entries: list[Entry]) -> None:
-        self.run(self.replica.append_own(entries, epoch=self.epoch))
-        self.model.entries += entries
-
-    @initialize()
-    def begin(self) -> None:
-        self.run(self.replica.promise(1))
-        self.append([owner(0, epoch=1)])
+    small = (
+        (limits, "APPLY_ENTRIES", 3),
+        (limits, "FOLD_ENTRIES", 3),
+        (limits, "FOLD_WRITES", 4),
+        (reader, "_PAGE_KEYS", 2),
+        (reader, "_CACHE_ENTRIES", 2),
+    )
 
     @rule(batch=st.lists(st.tuples(writes, idempotency_keys), min_size=1, max_size=4))
     def commit_a_round(self, batch: list[tuple[list[Write], bytes | None]]) -> None:
         first = len(self.model.entries)
-        self.append(
+        self.take_own(
             [
                 txn(first + at, *changes, epoch=self.epoch, key=key, txid=first)
                 for at, (changes, key) in enumerate(batch)
             ]
         )
-
-    @rule(set_version=st.integers(1, 99), members=st.sets(st.sampled_from(["a/1", "b/2"])))
-    def change_set(self, set_version: int, members: set[str]) -> None:
-        at = len(self.model.entries)
-        entry = in_sync_entry(seq=at, txid=at, epoch=self.epoch, unix_ns=0, version=set_version, members=members)
-        self.append([entry])
-
-    @rule()
-    def grant(self) -> None:
-        last = self.replica.last
-        self.epoch += 1
-        self.run(self.replica.promise(self.epoch))
-        previous = (last.epoch, last.seq, last.txid)
-        self.append([owner(last.seq + 1, epoch=self.epoch, previous=previous, chain=self.replica.chain)])
 
     @rule(share=st.floats(0, 1))
     def apply(self, share: float) -> None:
@@ -121,7 +80,7 @@ class TrimMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.replica.base.seq >= 0)
     @rule()
     def note(self) -> None:
-        self.append([checkpoint(self.model.entries, self.replica.base.seq, epoch=self.epoch)])
+        self.take_own([checkpoint(self.model.entries, self.replica.base.seq, epoch=self.epoch)])
 
     def noted_at(self) -> int:
         noted = self.replica.base.noted
@@ -218,16 +177,8 @@ class TrimMachine(RuleBasedStateMachine):
             after = page[-1][0]
         assert digest.checkpoint(0) == replace(checkpoint_of(self.model.entries, self.replica.base.seq), at=0)
 
-    def teardown(self) -> None:
-        try:
-            self.run(self.replica.verify())
-            assert_equals_above(self.replica, self.model, self.replica.base.seq)
-            self.run(self.replica.close())
-        finally:
-            for patch in self.patches:
-                patch.stop()
-            self.loop.close()
-            shutil.rmtree(self.folder)
+    def check_whole(self) -> None:
+        assert_equals_above(self.replica, self.model, self.replica.base.seq)
 
 
 TestATrimmedReplicaEqualsTheModel = TrimMachine.TestCase
