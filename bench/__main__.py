@@ -33,6 +33,7 @@ from bench.publish import publish
 from bench.redis import program, redis
 from bench.report import Outcome
 from bench.table import KEYS, MEASURES, MEMORY, QUICK_ROWS, ROWS, Measure, Row, chosen, keys_measure
+from fencekv import codec
 from fencekv_sandbox.controlplane import AssetsMissing, ControlPlaneFailed, find_assets
 from fencekv_sandbox.sandbox import NotReady
 
@@ -79,6 +80,7 @@ class Bench:
 
     async def run(self) -> None:
         """All that was chosen."""
+        self.found.versions["fencekv"] = "compiled" if codec.__file__.endswith(".so") else "not compiled"
         wanted = {row.measure for row in ROWS if row.name in self._settings.rows}
         measures = [measure for measure in MEASURES if measure.name in wanted]
         if measures:

@@ -13,7 +13,7 @@ from typing import Any, Final
 import aiohttp
 
 from bench import machine
-from bench.fencekv import LOOK_SECONDS, Shards, namespace, shards, table, total
+from bench.fencekv import LOOK_SECONDS, Shards, namespace, process_of, shards, table, total
 from bench.figures import Spread, spread
 from bench.generator import NAMESPACE, Generator, Job
 from bench.memory import measured
@@ -113,7 +113,7 @@ async def partitions(folder: Path, *, count: int, settle_seconds: float, tell: T
         await _until(sandbox, pod, lambda replicas: sum(map(_serves, replicas)) == count)
         first = loop.time() - began
         tell(f"  {count} partitions are served {first:.1f} s after their table was made")
-        [old] = sandbox.pod(pod).children()
+        old = process_of(sandbox, pod)
         began = loop.time()
         sandbox.pod(pod).kill("child")
         await _until(sandbox, pod, lambda replicas: len(replicas) == count, old=old)
@@ -122,7 +122,7 @@ async def partitions(folder: Path, *, count: int, settle_seconds: float, tell: T
         served = loop.time() - began
         tell(f"  restarted: all open after {opened:.1f} s, all served after {served:.1f} s")
         await asyncio.sleep(settle_seconds)
-        [pid] = sandbox.pod(pod).children()
+        pid = process_of(sandbox, pod)
         groups = {"shard": [pid], "rest": [os.getpid()]}
         before = machine.usage(groups)
         await asyncio.sleep(settle_seconds)

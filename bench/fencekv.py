@@ -42,8 +42,14 @@ class Shards:
 
     def process(self) -> int:
         """The owner's shard process."""
-        [pid] = self.sandbox.pod(self.pod).children()
-        return pid
+        return process_of(self.sandbox, self.pod)
+
+
+def process_of(sandbox: Sandbox, pod: str) -> int:
+    """A pod's shard process; beside it lives one that carries out drills."""
+    commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in sandbox.pod(pod).children()}
+    [pid] = [pid for pid, command in commands.items() if b"serve" in command]
+    return pid
 
 
 def namespace(shards: int) -> dict[str, Any]:
@@ -142,7 +148,7 @@ async def idle_memory(folder: Path, *, settle_seconds: float) -> list[Memory]:
         found = [measured("operator", op.pid, aim_mb=AIM_OPERATOR_MB) for op in sandbox.operators]
         for name in _pods(applied):
             pod = sandbox.pod(name)
-            found += [measured(f"shard {name}", pid, aim_mb=AIM_SHARD_MB) for pid in pod.children()]
+            found.append(measured(f"shard {name}", process_of(sandbox, name), aim_mb=AIM_SHARD_MB))
             found.append(measured(f"supervisor {name}", pod.supervisor))
         return [memory for memory in found if memory is not None]
 

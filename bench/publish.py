@@ -151,7 +151,9 @@ def _machines(found: Mapping[str, Any]) -> list[str]:
     lines = []
     for started, run in found["runs"].items():
         machine = run["machine"]
-        versions = ", ".join(f"{name} {machine[name]}" for name in ("etcd", "redis") if machine.get(name))
+        versions = ", ".join(
+            f"{name} {machine[name]}" for name in ("etcd", "redis", "fencekv") if machine.get(name)
+        )
         lines.append(
             f"{started[:10]}: {machine['cores']} cores ({machine['processor']}), {machine['system']}, "
             f"{machine['filesystem']}, fsync p50 {machine['sync_ms']['p50']} ms, Python {machine['python']}"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from struct import Struct
 from typing import Any, Final
 
 import cbor2
@@ -39,6 +40,21 @@ class _EveryTag(dict[int, Any]):
 
 _NO_TAGS: Final = _EveryTag()
 
+
+_PACK_H: Final = Struct(">BH").pack
+_PACK_I: Final = Struct(">BI").pack
+_PACK_Q: Final = Struct(">BQ").pack
+
+
+def _heads(major: int) -> list[bytes]:
+    """The heads of one major type for 0 to 255."""
+    short = [bytes((major << 5 | number,)) for number in range(24)]
+    return short + [bytes((major << 5 | 24, number)) for number in range(24, 256)]
+
+
+_SMALL: Final = _heads(0)
+_OCTETS: Final = _heads(2)
+_TEXTS: Final = _heads(3)
 
 _OTHER: Final = -(1 << 62)
 
@@ -87,9 +103,34 @@ def encode(value: Any) -> bytes:
     return cbor2.dumps(value, canonical=True)
 
 
-def encode_plain(value: list[Any]) -> bytes:
-    """Canonical CBOR of an array without maps and floats, in two thirds of the time: only those have a choice."""
-    return cbor2.dumps(value)
+def uint(number: int) -> bytes:
+    """Canonical CBOR of a number from 0 to 2^64 - 1.
+
+    This, `octets` and `text` are for the few messages that are made for every write: put together from them, one
+    takes a third of the time that `encode` takes.
+    """
+    if number < len(_SMALL):
+        return _SMALL[number]
+    if number < 1 << 16:
+        return _PACK_H(0x19, number)
+    return _PACK_I(0x1A, number) if number < 1 << 32 else _PACK_Q(0x1B, number)
+
+
+def octets(value: bytes) -> bytes:
+    """Canonical CBOR of bytes."""
+    size = len(value)
+    if size < len(_OCTETS):
+        return _OCTETS[size] + value
+    return (_PACK_H(0x59, size) if size < 1 << 16 else _PACK_I(0x5A, size)) + value
+
+
+def text(value: str) -> bytes:
+    """Canonical CBOR of a text."""
+    data = value.encode()
+    size = len(data)
+    if size < len(_TEXTS):
+        return _TEXTS[size] + data
+    return (_PACK_H(0x79, size) if size < 1 << 16 else _PACK_I(0x7A, size)) + data
 
 
 def decode(data: bytes, *, what: str = "body") -> Any:

@@ -36,7 +36,7 @@ def read_message(body: bytes) -> m.ClientMessage:
     size, read = reader
     if len(items) != size:
         raise Malformed(f"request: {len(items)} elements, operation {items[1]} has {size}")
-    return read(number, _text(items[2], "table"), _options(items[3]), *items[4:])
+    return read(number, _text(items[2], "table"), _options(items[3]), items)
 
 
 def read_answer(body: bytes, asked: Callable[[int], int | None]) -> m.ShardMessage | None:
@@ -110,56 +110,48 @@ def _goodbye_of(items: list[Any]) -> m.Goodbye:
     return m.Goodbye(_text(items[2], "reason"), _uint(items[3], "last") if len(items) == 4 else None)
 
 
-def _read_get(number: int, table: str, options: m.Options | None, key: Any) -> m.Get:
-    return m.Get(number, table, options, _text(key, "key"))
+# What stands behind the options begins at 4.
 
 
-def _read_put(number: int, table: str, options: m.Options | None, key: Any, value: Any, condition: Any) -> m.Put:
-    return m.Put(number, table, options, _text(key, "key"), _bytes(value), _condition_of(condition))
+def _read_get(number: int, table: str, options: m.Options | None, items: list[Any]) -> m.Get:
+    return m.Get(number, table, options, _text(items[4], "key"))
 
 
-def _read_delete(number: int, table: str, options: m.Options | None, key: Any, condition: Any) -> m.Delete:
-    return m.Delete(number, table, options, _text(key, "key"), _condition_of(condition))
+def _read_put(number: int, table: str, options: m.Options | None, items: list[Any]) -> m.Put:
+    return m.Put(number, table, options, _text(items[4], "key"), _bytes(items[5]), _condition_of(items[6]))
 
 
-def _read_txn(
-    number: int, table: str, options: m.Options | None, compare: Any, then: Any, otherwise: Any
-) -> m.Txn:
-    conditions = [_compare_of(part) for part in _array(compare, "compare")]
-    sides = [
-        [_part_of(part, name) for part in _array(side, name)]
-        for side, name in ((then, "then"), (otherwise, "else"))
-    ]
-    return m.Txn(number, table, options, conditions, *sides)
+def _read_delete(number: int, table: str, options: m.Options | None, items: list[Any]) -> m.Delete:
+    return m.Delete(number, table, options, _text(items[4], "key"), _condition_of(items[5]))
 
 
-def _read_list(
-    number: int,
-    table: str,
-    options: m.Options | None,
-    start: Any,
-    end: Any,
-    limit: Any,
-    cursor: Any,
-    partition: Any,
-) -> m.List:
-    which = None if partition is None else _uint(partition, "partition")
-    start, end, limit = _text(start, "start"), _text(end, "end"), _uint(limit, "limit")
-    return m.List(number, table, options, start, end, limit, _text(cursor, "cursor"), which)
+def _read_txn(number: int, table: str, options: m.Options | None, items: list[Any]) -> m.Txn:
+    conditions = [_compare_of(part) for part in _array(items[4], "compare")]
+    then = [_part_of(part, "then") for part in _array(items[5], "then")]
+    otherwise = [_part_of(part, "else") for part in _array(items[6], "else")]
+    return m.Txn(number, table, options, conditions, then, otherwise)
 
 
-def _read_history(
-    number: int, table: str, options: m.Options | None, key: Any, limit: Any, cursor: Any
-) -> m.History:
-    return m.History(number, table, options, _text(key, "key"), _uint(limit, "limit"), _text(cursor, "cursor"))
+def _read_list(number: int, table: str, options: m.Options | None, items: list[Any]) -> m.List:
+    start, end, limit = _text(items[4], "start"), _text(items[5], "end"), _uint(items[6], "limit")
+    cursor = _text(items[7], "cursor")
+    which = None if items[8] is None else _uint(items[8], "partition")
+    return m.List(number, table, options, start, end, limit, cursor, which)
 
 
-def _read_route(number: int, table: str, options: m.Options | None, key: Any) -> m.Route:
-    return m.Route(number, table, options, None if key is None else _text(key, "key"))
+def _read_history(number: int, table: str, options: m.Options | None, items: list[Any]) -> m.History:
+    key, limit = _text(items[4], "key"), _uint(items[5], "limit")
+    return m.History(number, table, options, key, limit, _text(items[6], "cursor"))
 
 
-# By operation: how many elements the whole array has, and who reads what stands behind the options.
-_REQUESTS: Final[Mapping[int, tuple[int, Callable[..., m.Request]]]] = {
+def _read_route(number: int, table: str, options: m.Options | None, items: list[Any]) -> m.Route:
+    return m.Route(number, table, options, None if items[4] is None else _text(items[4], "key"))
+
+
+_ReadRequest = Callable[[int, str, m.Options | None, list[Any]], m.Request]
+
+# By operation: how many elements the whole array has, and who reads them.
+_REQUESTS: Final[Mapping[int, tuple[int, _ReadRequest]]] = {
     m.GET: (5, _read_get),
     m.PUT: (7, _read_put),
     m.DELETE: (6, _read_delete),
@@ -353,8 +345,9 @@ _Numbered = TypeVar("_Numbered", Token, Version)
 
 
 def _pair_of(kind: type[_Numbered], value: Any, field: str) -> _Numbered:
-    epoch, number = _sized(value, 2, field)
-    return kind(_uint(epoch, field), _uint(number, field))
+    pair = _sized(value, 2, field)
+    made: _Numbered = kind(_uint(pair[0], field), _uint(pair[1], field))
+    return made
 
 
 def _token(value: Any) -> Token | None:

@@ -15,6 +15,7 @@ from fencekv.errors import FenceKVError
 from fencekv.partitioning import Partitioning
 from fencekv.token import Token, Version
 from fencekv_shard.transaction import Effect, Record, Transaction
+from fencekv_shard.values import Value
 
 
 class Consistency(enum.StrEnum):
@@ -41,12 +42,14 @@ class Options:
     epoch: int | None = None  # the highest epoch that the client saw; None: it has seen none
 
 
-class Committed(NamedTuple):
+class Committed(Value):
     """A transaction that was acknowledged. `version` None: it wrote nothing. `writes`: effect.writes have it."""
 
-    effect: Effect
-    version: Version | None
-    token: Token
+    __match_args__ = ("effect", "version", "token")
+    __slots__ = __match_args__
+
+    def __init__(self, effect: Effect, version: Version | None, token: Token) -> None:
+        self.effect, self.version, self.token = effect, version, token
 
 
 class ReadAnswer(NamedTuple):
@@ -228,6 +231,14 @@ class Node(Protocol):
 
     def report(self) -> dict[str, object]:
         """The body of /peer/v1/report."""
+        ...
+
+    def chain(self, uid: str, seq: int) -> str | None:
+        """The chain hash of a journal entry, in hex; None: this shard has no such replica, or not that entry."""
+        ...
+
+    async def release(self, uid: str, epoch: int, target: str) -> bool:
+        """Begins a planned move of a partition owned under `epoch`; False: it is not."""
         ...
 
     def live(self) -> bool:

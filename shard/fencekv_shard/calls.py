@@ -1,6 +1,6 @@
 """What a client asks of a shard, parsed: the form that every wire hands to the dispatcher, and what comes back.
 
-They are named tuples, not dataclasses, because one of each is made for every request: that is four times as fast.
+They are values or named tuples, not dataclasses, because one of each is made for every request.
 
 Invariants:
   * Neither calls nor answers know a wire: each wire reads the ones and renders the others.
@@ -11,23 +11,25 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from fencekv.errors import FenceKVError
 from fencekv.partitioning import Partitioning
 from fencekv.token import Token, Version
 from fencekv_shard.api import Change, Durability, Item, Options, Page, Range, Route
 from fencekv_shard.transaction import Effect, Record, Transaction
+from fencekv_shard.values import Value
 
 
-class Get(NamedTuple):
-    """Read a key."""
+class Get(Value):
+    """Read a key. `forwarded`: the shard that forwarded it; empty: a client sent it."""
 
-    namespace: str
-    table: str
-    options: Options
-    key: str
-    forwarded: str = ""  # the shard that forwarded it; empty: a client sent it
+    __match_args__ = ("namespace", "table", "options", "key", "forwarded")
+    __slots__ = __match_args__
+
+    def __init__(self, namespace: str, table: str, options: Options, key: str, forwarded: str = "") -> None:
+        self.namespace, self.table, self.options = namespace, table, options
+        self.key, self.forwarded = key, forwarded
 
 
 class WriteKind(enum.StrEnum):
@@ -38,15 +40,23 @@ class WriteKind(enum.StrEnum):
     TXN = "txn"
 
 
-class Write(NamedTuple):
+class Write(Value):
     """Commit a transaction. For PUT and DELETE: one write under a condition at most, else a get of that key."""
 
-    namespace: str
-    table: str
-    options: Options
-    kind: WriteKind
-    transaction: Transaction
-    forwarded: str = ""
+    __match_args__ = ("namespace", "table", "options", "kind", "transaction", "forwarded")
+    __slots__ = __match_args__
+
+    def __init__(
+        self,
+        namespace: str,
+        table: str,
+        options: Options,
+        kind: WriteKind,
+        transaction: Transaction,
+        forwarded: str = "",
+    ) -> None:
+        self.namespace, self.table, self.options = namespace, table, options
+        self.kind, self.transaction, self.forwarded = kind, transaction, forwarded
 
 
 class List(NamedTuple):
@@ -91,25 +101,34 @@ Call = Get | Write | List | History | WhereIs
 # they were read at (None: at no state), and the highest epoch that is known of it.
 
 
-class Found(NamedTuple):
+class Found(Value):
     """A key that exists."""
 
-    partition: str
-    token: Token
-    epoch: int
-    record: Record
+    __match_args__ = ("partition", "token", "epoch", "record")
+    __slots__ = __match_args__
+
+    def __init__(self, partition: str, token: Token, epoch: int, record: Record) -> None:
+        self.partition, self.token, self.epoch, self.record = partition, token, epoch, record
 
 
-class Written(NamedTuple):
-    """A transaction that was acknowledged."""
+class Written(Value):
+    """A transaction that was acknowledged under `durability`. `version` None: it wrote nothing."""
 
-    partition: str
-    token: Token
-    epoch: int
-    kind: WriteKind
-    effect: Effect
-    version: Version | None  # None: it wrote nothing
-    durability: Durability  # that it was acknowledged under
+    __match_args__ = ("partition", "token", "epoch", "kind", "effect", "version", "durability")
+    __slots__ = __match_args__
+
+    def __init__(
+        self,
+        partition: str,
+        token: Token,
+        epoch: int,
+        kind: WriteKind,
+        effect: Effect,
+        version: Version | None,
+        durability: Durability,
+    ) -> None:
+        self.partition, self.token, self.epoch = partition, token, epoch
+        self.kind, self.effect, self.version, self.durability = kind, effect, version, durability
 
 
 class Listed(NamedTuple):
@@ -162,7 +181,7 @@ class Failed(NamedTuple):
 class Relayed(NamedTuple):
     """Another shard's answer, in the form of the wire that it came by: it goes back by the same."""
 
-    reply: object
+    reply: Any
     owner_http: str  # it says that it is not the owner, and who is; empty: it says something else
 
 

@@ -383,16 +383,21 @@ def _one_place(table: api.Table, call: Write) -> Place:
 
 def _check_limits(table: api.Table, call: Write) -> None:
     """The table's own limits on what is written."""
-    for part in (*call.transaction.then, *call.transaction.otherwise):
-        if not isinstance(part, Put):
-            continue
-        limit = table.value_bytes_max
-        if len(part.value) > limit:
-            detail = f"value: {len(part.value)} bytes, table {table.name} takes {limit}"
-            raise Invalid(detail, status=422, field="value", limit=limit)
-        if table.key_pattern and not _compiled(table.key_pattern).fullmatch(part.key):
-            detail = f"key: does not match the key pattern of table {table.name}"
-            raise Invalid(detail, status=422, field="key", limit=table.key_pattern)
+    transaction = call.transaction
+    for branch in (transaction.then, transaction.otherwise):
+        for part in branch:
+            if isinstance(part, Put):
+                _check_put(table, part)
+
+
+def _check_put(table: api.Table, put: Put) -> None:
+    size, limit = len(put.value), table.value_bytes_max
+    if size > limit:
+        detail = f"value: {size} bytes, table {table.name} takes {limit}"
+        raise Invalid(detail, status=422, field="value", limit=limit)
+    if table.key_pattern and not _compiled(table.key_pattern).fullmatch(put.key):
+        detail = f"key: does not match the key pattern of table {table.name}"
+        raise Invalid(detail, status=422, field="key", limit=table.key_pattern)
 
 
 @lru_cache(maxsize=256)

@@ -13,6 +13,7 @@ from struct import Struct
 from typing import Any, Final
 
 from fencekv import codec, frames, messages
+from fencekv.codec import octets, uint
 from fencekv.errors import ERRORS, FenceKVError, TooLarge, Unavailable, Unknown
 from fencekv.partitioning import RangePartitioning
 from fencekv.token import Version
@@ -40,11 +41,11 @@ def encode(number: int, answer: Answer) -> bytes:
     """The frame of the answer to request `number`."""
     if isinstance(answer, Written) and answer.kind is WriteKind.PUT:
         assert answer.version is not None, answer
-        durability = _SMALL[_DURABILITIES[answer.durability]]
+        durability = uint(_DURABILITIES[answer.durability])
         return _short_form(number, answer, b"", answer.version, durability)
     if isinstance(answer, Found):
         record = answer.record
-        return _short_form(number, answer, _bytes(record.value), record.version, b"")
+        return _short_form(number, answer, octets(record.value), record.version, b"")
     frame = frames.encode(render(number, answer))
     if len(frame) - _BODY_AT <= messages.FRAME_BYTES_MAX:
         return frame
@@ -110,45 +111,26 @@ def _short_form(number: int, answer: Written | Found, value: bytes, version: Ver
     """What `frames.encode` makes of the answers to puts and gets, in a third of the time. Most are these."""
     token = answer.token
     body = b"\x87%b\x00%b\x82%b%b%b%b\x82%b%b%b" % (  # an array of 7, with two of 2 in it
-        _uint(number),
+        uint(number),
         _name(answer.partition),
-        _uint(token.epoch),
-        _uint(token.number),
-        _uint(answer.epoch),
+        uint(token.epoch),
+        uint(token.number),
+        uint(answer.epoch),
         value,
-        _uint(version.epoch),
-        _uint(version.number),
+        uint(version.epoch),
+        uint(version.number),
         last,
     )
     return _PACK_LENGTH(len(body)) + body
 
 
-def _uint(number: int) -> bytes:
-    """CBOR of an unsigned integer."""
-    if number < len(_SMALL):
-        return _SMALL[number]
-    if number < 1 << 16:
-        return _PACK_H(0x19, number)
-    return _PACK_I(0x1A, number) if number < 1 << 32 else _PACK_Q(0x1B, number)
-
-
-def _bytes(value: bytes) -> bytes:
-    """CBOR of bytes."""
-    head = _uint(len(value))
-    return bytes((head[0] | 0x40,)) + head[1:] + value
-
-
 @lru_cache(maxsize=1024)
 def _name(text: str) -> bytes:
     """CBOR of a partition's name."""
-    return codec.encode(text)
+    return codec.text(text)
 
 
-_PACK_H: Final = Struct(">BH").pack
-_PACK_I: Final = Struct(">BI").pack
-_PACK_Q: Final = Struct(">BQ").pack
 _PACK_LENGTH: Final = Struct(">I").pack
-_SMALL: Final = [codec.encode(number) for number in range(256)]
 
 
 def _done(result: Result) -> messages.Done:

@@ -38,6 +38,7 @@ from fencekv_shard.frame_requests import NAMES, read
 logger = logging.getLogger(__name__)
 
 _HEAD_BYTES: Final = 4  # of a frame: its length
+_SHORT: Final = (Write, Get)  # calls that may be served without a task
 # How large the answers to reads get; what writes are answered with is small.
 _ANSWER_BYTES: Final[dict[type, int]] = {
     messages.Get: limits.VALUE_BYTES_MAX,
@@ -261,7 +262,7 @@ class FrameConnection(asyncio.Protocol):
         exchange.held_bytes += size
         try:
             call = request.call = read(message, namespace=exchange.kvns)
-            if isinstance(call, Write | Get):
+            if isinstance(call, _SHORT):
                 exchange.dispatcher.begin(call, request)
             else:
                 self.queue(request)

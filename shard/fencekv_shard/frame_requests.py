@@ -58,25 +58,32 @@ def read(request: messages.Request, *, namespace: str) -> Call:
     if not 0 < len(request.table) <= NAME_CHARS_MAX:
         limit = NAME_CHARS_MAX
         raise Invalid(f"table: want 1 to {limit} characters", status=404, field="table", limit=limit)
-    asked = request.options
-    writes = isinstance(request, _WRITES)
+    asked, table = request.options, request.table
     options, forwarded, idempotency_key = _PLAIN, "", b""
     if asked is not None:
         options, forwarded = _options(asked), _forwarded(asked)
-        idempotency_key = _idempotency_key(asked, writes=writes)
-    if isinstance(request, _WRITES):
-        kind, transaction = _transaction(request, idempotency_key)
-        return Write(
-            namespace=namespace,
-            table=request.table,
-            options=options,
-            forwarded=forwarded,
-            kind=kind,
-            transaction=transaction,
-        )
+        idempotency_key = _idempotency_key(asked, writes=isinstance(request, _WRITES))
+    if isinstance(request, messages.Put):
+        key, value = request.key, request.value
+        _check_key(key)
+        size, limit = len(value), limits.VALUE_BYTES_MAX
+        if size > limit:
+            raise TooLarge(f"value: {size} bytes, at most {limit}", field="value", limit=limit)
+        put = _one_write(Put(key, value), request.condition, idempotency_key)
+        return Write(namespace, table, options, WriteKind.PUT, put, forwarded)
     if isinstance(request, messages.Get):
         _check_key(request.key)
-        return Get(namespace=namespace, table=request.table, options=options, forwarded=forwarded, key=request.key)
+        return Get(namespace, table, options, request.key, forwarded)
+    if isinstance(request, messages.Delete):
+        _check_key(request.key)
+        delete = _one_write(Delete(request.key), request.condition, idempotency_key)
+        return Write(namespace, table, options, WriteKind.DELETE, delete, forwarded)
+    if isinstance(request, messages.Txn):
+        transaction = transaction_of(
+            request.compare, request.then, request.otherwise, idempotency_key=idempotency_key
+        )
+        validate(transaction)
+        return Write(namespace, table, options, WriteKind.TXN, transaction, forwarded)
     return _other(request, namespace=namespace, options=options, forwarded=forwarded)
 
 
@@ -111,37 +118,15 @@ def _other(request: messages.Request, *, namespace: str, options: Options, forwa
     return WhereIs(namespace=namespace, table=request.table, options=options, forwarded=forwarded, key=request.key)
 
 
-def _transaction(
-    request: messages.Put | messages.Delete | messages.Txn, idempotency_key: bytes
-) -> tuple[WriteKind, Transaction]:
-    if isinstance(request, messages.Txn):
-        transaction = transaction_of(
-            request.compare, request.then, request.otherwise, idempotency_key=idempotency_key
-        )
-        validate(transaction)
-        return WriteKind.TXN, transaction
-    key = request.key
-    _check_key(key)
-    write: Put | Delete
-    if isinstance(request, messages.Put):
-        kind, write, size = WriteKind.PUT, Put(key, request.value), len(request.value)
-        if size > limits.VALUE_BYTES_MAX:
-            limit = limits.VALUE_BYTES_MAX
-            raise TooLarge(f"value: {size} bytes, at most {limit}", field="value", limit=limit)
-    else:
-        kind, write = WriteKind.DELETE, Delete(key)
-    condition = request.condition
+def _one_write(write: Put | Delete, condition: messages.Condition, idempotency_key: bytes) -> Transaction:
     if condition is None:
-        return kind, Transaction(then=(write,), idempotency_key=idempotency_key)
+        return Transaction((), (write,), (), "", idempotency_key)
     if isinstance(condition, Version):
-        compare = Compare(key, Target.VERSION, Relation.EQUAL, condition)
+        compare = Compare(write.key, Target.VERSION, Relation.EQUAL, condition)
     else:
-        compare = Compare(key, Target.EXISTS, Relation.EQUAL, False)
+        compare = Compare(write.key, Target.EXISTS, Relation.EQUAL, False)
     # A condition that does not hold is answered with the version that stands there.
-    otherwise = (GetOperation(key),)
-    return kind, Transaction(
-        compare=(compare,), then=(write,), otherwise=otherwise, idempotency_key=idempotency_key
-    )
+    return Transaction((compare,), (write,), (GetOperation(write.key),), "", idempotency_key)
 
 
 def _check_key(key: str) -> None:

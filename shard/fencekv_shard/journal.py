@@ -16,11 +16,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from fencekv.codec import decode, decode_own, encode_plain
+from fencekv.codec import decode, decode_own, encode, octets, text, uint
 from fencekv.errors import Invalid
 from fencekv.token import NUMBER_MAX
 from fencekv_shard import limits
 from fencekv_shard.transaction import Delete, Put, Write
+from fencekv_shard.values import Value
 
 HASH_BYTES: Final = 32
 FINGERPRINT_BYTES: Final = 16
@@ -32,6 +33,8 @@ _CHAIN_TAG: Final = b"fencekv.chain.v1"
 _NODE_TAG: Final = b"fencekv.node.v1"
 _NODES_MAX: Final = 63
 _HEAD_BYTES: Final = 2 * HASH_BYTES + 1
+_ARRAY_OF_8: Final = b"\x88"
+_KEY_CHARS_SURELY_SHORT: Final = limits.KEY_BYTES_MAX // 4  # a character is four bytes at most
 
 
 class Kind(enum.IntEnum):
@@ -82,22 +85,31 @@ class Checkpoint:
 Operations = tuple[Write, ...] | Ownership | InSync | AcceptedLoss | Checkpoint
 
 
-class Entry(NamedTuple):
-    """One committed transaction, change of ownership or of the in-sync set, accepted loss, or checkpoint."""
+class Entry(Value):
+    """One committed transaction, change of ownership or of the in-sync set, accepted loss, or checkpoint.
 
-    seq: int
-    txid: int
-    epoch: int
-    kind: Kind
-    unix_ns: int
-    actor: str
-    operations: Operations
-    idempotency: tuple[bytes, bytes] | None  # (key, fingerprint); None: the request had no key
+    `idempotency`: (key, fingerprint); None: the request had no key. `writes`: what it writes to keys;
+    nothing, unless it is a transaction.
+    """
 
-    @property
-    def writes(self) -> tuple[Write, ...]:
-        """What it writes to keys: nothing, unless it is a transaction."""
-        return self.operations if isinstance(self.operations, tuple) else ()
+    __match_args__ = ("seq", "txid", "epoch", "kind", "unix_ns", "actor", "operations", "idempotency")
+    __slots__ = (*__match_args__, "writes")
+
+    def __init__(
+        self,
+        seq: int,
+        txid: int,
+        epoch: int,
+        kind: Kind,
+        unix_ns: int,
+        actor: str,
+        operations: Operations,
+        idempotency: tuple[bytes, bytes] | None,
+    ) -> None:
+        self.seq, self.txid, self.epoch, self.kind = seq, txid, epoch, kind
+        self.unix_ns, self.actor = unix_ns, actor
+        self.operations, self.idempotency = operations, idempotency
+        self.writes: tuple[Write, ...] = operations if isinstance(operations, tuple) else ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,18 +171,22 @@ def _plain(seq: int, txid: int, epoch: int, kind: Kind, unix_ns: int, actor: str
 
 
 def encode_entry(entry: Entry) -> bytes:
-    """The entry's one encoding."""
-    shape = [
-        entry.seq,
-        entry.txid,
-        entry.epoch,
-        int(entry.kind),
-        entry.unix_ns,
-        entry.actor,
-        _operations_shape(entry),
-        None if entry.idempotency is None else list(entry.idempotency),
-    ]
-    return encode_plain(shape)
+    """The entry's one encoding: canonical CBOR of an array of eight."""
+    idempotency = b"\xf6"  # null
+    if entry.idempotency is not None:
+        idempotency = b"\x82" + octets(entry.idempotency[0]) + octets(entry.idempotency[1])
+    parts = (
+        _ARRAY_OF_8,
+        uint(entry.seq),
+        uint(entry.txid),
+        uint(entry.epoch),
+        uint(int(entry.kind)),
+        uint(entry.unix_ns),
+        text(entry.actor),
+        _encode_operations(entry),
+        idempotency,
+    )
+    return b"".join(parts)
 
 
 def decode_entry(data: bytes) -> Entry:
@@ -261,9 +277,9 @@ def append(peaks: Sequence[bytes], count: int, leaf: bytes) -> tuple[tuple[bytes
 
     Peaks stand left to right: the highest mountain first, as the bits of `count`.
     """
-    assert len(peaks) == count.bit_count(), (len(peaks), count)
     if not count & 1:
         return (*peaks, leaf), ()
+    assert len(peaks) == count.bit_count(), (len(peaks), count)
     rest = list(peaks)
     nodes: list[bytes] = []
     node = leaf
@@ -332,16 +348,31 @@ def record_chain(data: bytes) -> bytes:
     return data[HASH_BYTES : 2 * HASH_BYTES]
 
 
-def _operations_shape(entry: Entry) -> list[Any]:
+def _encode_operations(entry: Entry) -> bytes:
     operations = entry.operations
+    if isinstance(operations, tuple):
+        assert entry.kind is Kind.TRANSACTION, entry.kind
+        problem = writes_problem(operations)
+        assert not problem, problem
+        return _array_head(len(operations)) + b"".join([_encode_write(write) for write in operations])
+    return encode(_operations_shape(entry.kind, operations))
+
+
+def _array_head(size: int) -> bytes:
+    head = uint(size)
+    return bytes((head[0] | 0x80,)) + head[1:]
+
+
+def _encode_write(write: Write) -> bytes:
+    if isinstance(write, Put):
+        return b"\x83\x00" + text(write.key) + octets(write.value)
+    return b"\x82\x01" + text(write.key)
+
+
+def _operations_shape(kind: Kind, operations: Ownership | InSync | AcceptedLoss | Checkpoint) -> list[Any]:
     match operations:
-        case tuple():
-            assert entry.kind is Kind.TRANSACTION, entry.kind
-            problem = writes_problem(operations)
-            assert not problem, problem
-            return [[0, w.key, w.value] if isinstance(w, Put) else [1, w.key] for w in operations]
         case Ownership():
-            assert entry.kind is Kind.OWNERSHIP, entry.kind
+            assert kind is Kind.OWNERSHIP, kind
             return [
                 operations.previous_epoch,
                 operations.previous_seq,
@@ -350,13 +381,13 @@ def _operations_shape(entry: Entry) -> list[Any]:
                 operations.session,
             ]
         case InSync():
-            assert entry.kind is Kind.IN_SYNC, entry.kind
+            assert kind is Kind.IN_SYNC, kind
             return [operations.version, list(operations.members)]
         case AcceptedLoss():
-            assert entry.kind is Kind.ACCEPTED_LOSS, entry.kind
+            assert kind is Kind.ACCEPTED_LOSS, kind
             return [operations.epoch]
         case Checkpoint():
-            assert entry.kind is Kind.CHECKPOINT, entry.kind
+            assert kind is Kind.CHECKPOINT, kind
             return [operations.at, operations.keys, operations.digest]
 
 
@@ -366,10 +397,11 @@ def writes_problem(writes: Sequence[Write]) -> str:
     The order of `versions` and LMDB's longest key rest on this, so it is held for copies as for own entries.
     """
     for write in writes:
-        if not write.key or "\x00" in write.key:
-            return f"key {write.key[:64]!r} is empty or has a NUL"
-        if len(write.key.encode()) > limits.KEY_BYTES_MAX:
-            return f"key {write.key[:64]!r}… has more than {limits.KEY_BYTES_MAX} bytes"
+        key = write.key
+        if not key or "\x00" in key:
+            return f"key {key[:64]!r} is empty or has a NUL"
+        if len(key) > _KEY_CHARS_SURELY_SHORT and len(key.encode()) > limits.KEY_BYTES_MAX:
+            return f"key {key[:64]!r}… has more than {limits.KEY_BYTES_MAX} bytes"
     if len(writes) > 1 and len({write.key for write in writes}) != len(writes):
         return "a key is written twice"
     return ""

@@ -65,15 +65,16 @@ class Overlay:
 
     def add(self, entry: Entry) -> None:
         """Adds the entry that follows the last one."""
-        seq = entry.seq
-        assert seq == self.applied_seq + len(self._entries) + 1, (seq, self.applied_seq)
-        self._entries[seq] = entry
+        seq, entries = entry.seq, self._entries
+        assert seq == self.applied_seq + len(entries) + 1, (seq, self.applied_seq)
+        entries[seq] = entry
         self.size_bytes += entry_bytes(entry)
         for index, write in enumerate(entry.writes):
-            changes = self._changes.get(write.key)
+            key = write.key
+            changes = self._changes.get(key)
             if changes is None:
-                self._changes[write.key] = [(seq, index)]
-                self._added.add(write.key)
+                self._changes[key] = [(seq, index)]
+                self._added.add(key)
             else:
                 changes.append((seq, index))
         if entry.idempotency is not None:
@@ -157,13 +158,15 @@ class Overlay:
             entry = self._entries.pop(seq)
             self.size_bytes -= entry_bytes(entry)
             for write in entry.writes:
-                changes = self._changes[write.key]
+                key = write.key
+                changes = self._changes[key]
                 assert changes[0][0] == seq, (changes[0], seq)
-                del changes[0]
-                if not changes:
-                    del self._changes[write.key]
-                    self._added.discard(write.key)
-                    self._dropped = True
+                if len(changes) > 1:
+                    del changes[0]
+                    continue
+                del self._changes[key]
+                self._added.discard(key)
+                self._dropped = True
             if entry.idempotency is not None and self._idempotency.get(entry.idempotency[0]) == seq:
                 del self._idempotency[entry.idempotency[0]]
         self.applied_seq = applied_seq

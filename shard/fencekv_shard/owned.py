@@ -217,14 +217,17 @@ class Owned:
         True as well if standbys are out of reach and nobody was told of what they lack. False: all goes on.
         """
         self._closing = True
+        # What a standard table acknowledged may lie here alone: it is kept rather than moved away from.
+        replicated = self.engine.spec.durability is Durability.REPLICATED
+        alone = replicated and self.membership.seen.alone_since == self.engine.epoch
         try:
-            async with asyncio.timeout(limits.HELD_SECONDS_MAX):
+            # Standbys that were called lost long ago are not waited for as those are that may confirm any moment.
+            async with asyncio.timeout(limits.ALONE_DRAIN_SECONDS if alone else limits.HELD_SECONDS_MAX):
                 await self._quiet.wait()
                 await self.engine.drained()
         except (TimeoutError, FenceKVError) as error:
-            # What a standard table acknowledged may lie here alone: it is kept rather than moved away from.
-            alone = self.membership.seen.alone_since == self.engine.epoch
-            if alone and self._quiet.is_set() and self.engine.spec.durability is Durability.REPLICATED:
+            alone = replicated and self.membership.seen.alone_since == self.engine.epoch
+            if alone and self._quiet.is_set():
                 return True
             logger.warning("%s: not moved, standbys do not confirm: %r", self.engine.spec.name, error)
             self.resume()
@@ -254,6 +257,8 @@ class Owned:
             stranger = member not in engine.counted and member not in self.membership.members
             if stranger and follower.feed is None:
                 del self.followers[member]
+                engine.confirmed.pop(member, None)
+                engine.heard_at.pop(member, None)
         engine.give_up_overdue()
         engine.advance()
         if not self._closing:

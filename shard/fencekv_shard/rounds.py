@@ -11,13 +11,13 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fencekv.errors import FenceKVError, Invalid
+from fencekv.errors import FenceKVError, Invalid, TooLarge
 from fencekv.token import Token, Version
 from fencekv_shard.api import Committed, Waiter
-from fencekv_shard.journal import Entry, transaction_entry
+from fencekv_shard.journal import Entry, Kind
 from fencekv_shard.replica import Replica
 from fencekv_shard.state import Growth
-from fencekv_shard.transaction import Effect, Get, Record, Transaction, evaluate
+from fencekv_shard.transaction import Effect, Get, Record, Transaction, Write, evaluate
 
 
 class Request:
@@ -79,7 +79,7 @@ class Round:
     def __init__(self, replica: Replica, *, epoch: int, growth: Growth, unix_ns: Callable[[], int]) -> None:
         self._replica, self._epoch, self._unix_ns = replica, epoch, unix_ns
         self.growth = growth
-        self.txid = growth.last.txid + 1
+        self.txid = growth.txid + 1
         self.size_bytes = 0
         self.answers: list[Request] = []
         self.internal: list[tuple[Internal, int]] = []
@@ -87,7 +87,7 @@ class Round:
     @property
     def seq(self) -> int:
         """Of the last entry, this round's included."""
-        return self.growth.last.seq
+        return self.growth.seq
 
     @property
     def writes(self) -> bool:
@@ -115,7 +115,7 @@ class Round:
         for internal, _ in self.internal:
             internal.fail(error)
 
-    def _evaluate(self, transaction: Transaction) -> tuple[int, Committed]:
+    def _evaluate(self, transaction: Transaction) -> tuple[int, Committed | FenceKVError]:
         """The answer, and the seq that it waits for."""
         fingerprint = b""
         if transaction.idempotency_key:
@@ -123,26 +123,28 @@ class Round:
             replayed = self._replay(transaction, fingerprint)
             if replayed is not None:
                 return replayed
-        effect = evaluate(transaction, self._replica.read_staged)
+        # An attempt of the same keyed request that is still on its way must find this outcome, whatever it is.
+        leaves_trace = bool(fingerprint) and _may_write(transaction)
+        try:
+            effect = evaluate(transaction, self._replica.read_staged)
+        except TooLarge as error:
+            return (self._stage(transaction, (), fingerprint) if leaves_trace else self.seq), error
         growth, epoch = self.growth, self._epoch
-        if not effect.writes and not (fingerprint and _may_write(transaction)):
-            # Nothing is written; the answer shows the head, this round's earlier entries included. Under a key
-            # that would not do: an attempt of the same request that is still on its way must find this outcome.
+        if not effect.writes and not leaves_trace:
+            # Nothing is written; the answer shows the head, this round's earlier entries included.
             token = Token(epoch, self.txid if growth.records else self.txid - 1)
             return self.seq, Committed(effect, None, token)
-        seq = growth.last.seq + 1
-        idempotency = (transaction.idempotency_key, fingerprint) if fingerprint else None
-        entry = transaction_entry(
-            seq=seq,
-            txid=self.txid,
-            epoch=epoch,
-            unix_ns=self._unix_ns(),
-            actor=transaction.actor,
-            writes=effect.writes,
-            idempotency=idempotency,
-        )
-        self._replica.stage(entry, growth)
+        seq = self._stage(transaction, effect.writes, fingerprint)
         return seq, _committed(effect, Version(epoch, seq), Token(epoch, self.txid))
+
+    def _stage(self, transaction: Transaction, writes: tuple[Write, ...], fingerprint: bytes) -> int:
+        """Adds a transaction's entry; gives its seq."""
+        seq = self.growth.seq + 1
+        idempotency = (transaction.idempotency_key, fingerprint) if fingerprint else None
+        now, actor = self._unix_ns(), transaction.actor
+        entry = Entry(seq, self.txid, self._epoch, Kind.TRANSACTION, now, actor, writes, idempotency)
+        self._replica.stage(entry, self.growth)
+        return seq
 
     def _replay(self, transaction: Transaction, fingerprint: bytes) -> tuple[int, Committed] | None:
         """The answer to a request whose idempotency key was used before, and the seq that it waits for."""

@@ -37,22 +37,28 @@ class Batch:
 
 def batch_of(entries: Sequence[Entry]) -> Batch:
     """The changes of consecutive entries, the last write of a key winning. Pure."""
-    current: dict[bytes, bytes | None] = {}
+    current: dict[bytes, bytes] = {}
+    deleted: set[bytes] = set()
     versions: list[tuple[bytes, bytes]] = []
     idempotency: dict[bytes, bytes] = {}
     for entry in entries:
+        seq = entry.seq
+        newest_first = b"\x00" + (_NEWEST - seq).to_bytes(8, "big")
         for index, write in enumerate(entry.writes):
             key = write.key.encode()
-            current[key] = pack_where((entry.seq, index)) if isinstance(write, Put) else None
-            versions.append((version_key(key, entry.seq), pack_index(index)))
+            if isinstance(write, Put):
+                current[key] = _WHERE.pack(seq, index)
+                deleted.discard(key)
+            else:
+                current.pop(key, None)
+                deleted.add(key)
+            versions.append((key + newest_first, _INDEX.pack(index)))
         if entry.idempotency is not None:
-            idempotency[entry.idempotency[0]] = seq_key(entry.seq)
-    return Batch(
-        puts=sorted((key, where) for key, where in current.items() if where is not None),
-        deletes=sorted(key for key, where in current.items() if where is None),
-        versions=sorted(versions),
-        idempotency=sorted(idempotency.items()),
-    )
+            idempotency[entry.idempotency[0]] = seq_key(seq)
+    versions.sort()
+    puts = list(current.items())
+    puts.sort()
+    return Batch(puts=puts, deletes=sorted(deleted), versions=versions, idempotency=sorted(idempotency.items()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

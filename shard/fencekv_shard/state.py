@@ -118,10 +118,11 @@ class Growth:
     Built while earlier ones are still being written: what it rests on is their end, not what is on disk.
     """
 
-    __slots__ = ("_announced", "chain", "first", "last", "peaks", "records")
+    __slots__ = ("_announced", "chain", "epoch", "first", "peaks", "records", "seq", "txid")
 
     def __init__(self, *, last: Position, peaks: tuple[bytes, ...], chain: bytes) -> None:
-        self.last, self.peaks, self.chain = last, peaks, chain
+        self.epoch, self.seq, self.txid = last  # of the last entry
+        self.peaks, self.chain = peaks, chain
         self.first = last.seq + 1
         self.records: list[tuple[int, bytes]] = []
         self._announced: list[Entry] = []  # entries that change more than the journal's end
@@ -131,20 +132,25 @@ class Growth:
         """Nothing yet, behind a state or behind another growth."""
         return cls(last=end.last, peaks=end.peaks, chain=end.chain)
 
+    @property
+    def last(self) -> Position:
+        """Where the journal ends."""
+        return Position(self.epoch, self.seq, self.txid)
+
     def add(self, entry: Entry, data: bytes) -> None:
         """Adds an entry with its encoding.
 
         It must follow the last one; who takes it from elsewhere has checked that (`successor_problem`).
         """
-        last = self.last
-        assert entry.seq == last.seq + 1, (entry, last)
-        assert entry.epoch >= last.epoch, (entry, last)
-        assert entry.txid >= last.txid, (entry, last)
+        seq = entry.seq
+        assert seq == self.seq + 1, (entry, self.seq)
+        assert entry.epoch >= self.epoch, (entry, self.epoch)
+        assert entry.txid >= self.txid, (entry, self.txid)
         leaf = journal.leaf_hash(data)
         self.chain = journal.chain_hash(self.chain, leaf)
-        self.peaks, nodes = journal.append(self.peaks, entry.seq, leaf)
-        self.records.append((entry.seq, journal.encode_record(leaf, self.chain, nodes, data)))
-        self.last = Position(entry.epoch, entry.seq, entry.txid)
+        self.peaks, nodes = journal.append(self.peaks, seq, leaf)
+        self.records.append((seq, journal.encode_record(leaf, self.chain, nodes, data)))
+        self.epoch, self.seq, self.txid = entry.epoch, seq, entry.txid
         if not isinstance(entry.operations, tuple):
             self._announced.append(entry)
 

@@ -3,7 +3,8 @@
 Invariants:
   * `evaluate` is a function of the transaction and the state alone: evaluating it again on the same state gives
     the same outcome. Replays of an idempotent request rest on this.
-  * A transaction that fails validation was never evaluated; one that is evaluated cannot fail.
+  * A transaction that fails validation was never evaluated; one that is evaluated fails only for the size of what
+    its gets find.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from fencekv.codec import encode
 from fencekv.errors import Invalid, TooLarge
 from fencekv.token import Version
 from fencekv_shard import limits
+from fencekv_shard.values import Value
 
 
 class Record(NamedTuple):
@@ -27,26 +29,34 @@ class Record(NamedTuple):
     version: Version
 
 
-@dataclass(frozen=True, slots=True)
-class Put:
+class Put(Value):
     """Set a key."""
 
-    key: str
-    value: bytes
+    __match_args__ = ("key", "value")
+    __slots__ = __match_args__
+
+    def __init__(self, key: str, value: bytes) -> None:
+        self.key, self.value = key, value
 
 
-@dataclass(frozen=True, slots=True)
-class Delete:
+class Delete(Value):
     """Remove a key."""
 
-    key: str
+    __match_args__ = ("key",)
+    __slots__ = __match_args__
+
+    def __init__(self, key: str) -> None:
+        self.key = key
 
 
-@dataclass(frozen=True, slots=True)
-class Get:
+class Get(Value):
     """Read a key, after the operations before it."""
 
-    key: str
+    __match_args__ = ("key",)
+    __slots__ = __match_args__
+
+    def __init__(self, key: str) -> None:
+        self.key = key
 
 
 Operation = Put | Delete | Get
@@ -83,14 +93,25 @@ class Compare:
     operand: Version | bytes | bool
 
 
-class Transaction(NamedTuple):
-    """If all of `compare` hold, do `then`, else do `otherwise`; in one partition, atomically."""
+class Transaction(Value):
+    """If all of `compare` hold, do `then`, else do `otherwise`; in one partition, atomically.
 
-    compare: tuple[Compare, ...] = ()
-    then: tuple[Operation, ...] = ()
-    otherwise: tuple[Operation, ...] = ()
-    actor: str = ""
-    idempotency_key: bytes = b""  # empty: none
+    `idempotency_key` empty: it has none.
+    """
+
+    __match_args__ = ("compare", "then", "otherwise", "actor", "idempotency_key")
+    __slots__ = __match_args__
+
+    def __init__(
+        self,
+        compare: tuple[Compare, ...] = (),
+        then: tuple[Operation, ...] = (),
+        otherwise: tuple[Operation, ...] = (),
+        actor: str = "",
+        idempotency_key: bytes = b"",
+    ) -> None:
+        self.compare, self.then, self.otherwise = compare, then, otherwise
+        self.actor, self.idempotency_key = actor, idempotency_key
 
     def names(self) -> list[str]:
         """All keys that it names."""
@@ -100,12 +121,12 @@ class Transaction(NamedTuple):
         """Bytes of keys, values and operands: what the limits count."""
         size = 0
         for compare in self.compare:
-            size += len(compare.key.encode())
+            size += _bytes_of(compare.key)
             if isinstance(compare.operand, bytes):
                 size += len(compare.operand)
         for branch in (self.then, self.otherwise):
             for part in branch:
-                size += len(part.key.encode())
+                size += _bytes_of(part.key)
                 if isinstance(part, Put):
                     size += len(part.value)
         return size
@@ -141,16 +162,18 @@ class GetResult:
 Result = PutResult | DeleteResult | GetResult
 
 
-class Effect(NamedTuple):
+class Effect(Value):
     """What a transaction does to a state: which branch, what each operation answers, what is written.
 
     `writes` holds one write a key at most, the last one, in the order of the operations. A delete of an absent
     key is no write. Empty: nothing changes, and no journal entry is made.
     """
 
-    succeeded: bool
-    results: tuple[Result, ...]
-    writes: tuple[Write, ...] = ()
+    __match_args__ = ("succeeded", "results", "writes")
+    __slots__ = __match_args__
+
+    def __init__(self, succeeded: bool, results: tuple[Result, ...], writes: tuple[Write, ...] = ()) -> None:
+        self.succeeded, self.results, self.writes = succeeded, results, writes
 
 
 Read = Callable[[str], Record | None]
@@ -160,12 +183,19 @@ _PUT_RESULTS: Final = (PutResult(),)
 
 
 def evaluate(transaction: Transaction, read: Read) -> Effect:
-    """Evaluates a valid transaction on the state that `read` shows."""
-    if len(transaction.then) == 1 and not transaction.compare and isinstance(transaction.then[0], Put):
-        return Effect(True, _PUT_RESULTS, transaction.then)  # type: ignore[arg-type]  # most writes are this one
+    """Evaluates a valid transaction on the state that `read` shows.
+
+    Raises:
+        TooLarge: its gets find more than TXN_RESULT_BYTES_MAX. Nothing of it is to be written.
+    """
+    if not transaction.compare and len(transaction.then) == 1:
+        only = transaction.then[0]
+        if isinstance(only, Put):  # most transactions are this one
+            return Effect(True, _PUT_RESULTS, (only,))
     succeeded = all(holds(compare, read(compare.key)) for compare in transaction.compare)
     written: dict[str, Write] = {}
     results: list[Result] = []
+    found_bytes = 0
     for operation in transaction.then if succeeded else transaction.otherwise:
         key = operation.key
         before = written.get(key)
@@ -182,9 +212,14 @@ def evaluate(transaction: Transaction, read: Read) -> Effect:
             results.append(DeleteResult(existed))
         elif isinstance(before, Put):
             results.append(GetResult(key, before.value, None))
+            found_bytes += len(before.value)
         else:
             found = None if isinstance(before, Delete) else read(key)
             results.append(GetResult(key, found.value, found.version) if found else GetResult(key, None, None))
+            found_bytes += len(found.value) if found else 0
+        if found_bytes > limits.TXN_RESULT_BYTES_MAX:
+            limit = limits.TXN_RESULT_BYTES_MAX
+            raise TooLarge(f"txn: its gets find more than {limit} bytes", field="txn", limit=limit)
     return Effect(succeeded, tuple(results), tuple(written.values()))
 
 
@@ -250,6 +285,10 @@ def validate_key(key: str, *, name: str = "key") -> None:
     if size > limits.KEY_BYTES_MAX:
         limit = limits.KEY_BYTES_MAX
         raise TooLarge(f"{name}: {size} bytes, at most {limit}", field=name, limit=limit)
+
+
+def _bytes_of(key: str) -> int:
+    return len(key) if key.isascii() else len(key.encode())
 
 
 def _related(relation: Relation, order: int) -> bool:

@@ -11,7 +11,7 @@ import pytest
 from engines import B, Bench, C, bench, put, settle, turns
 from storage import Holding, open_replica, txn
 
-from fencekv.errors import Exhausted, FenceKVError, Invalid, NotOwner, Unavailable, Unknown
+from fencekv.errors import Exhausted, FenceKVError, Invalid, NotOwner, TooLarge, Unavailable, Unknown
 from fencekv.token import Token, Version
 from fencekv_shard import limits
 from fencekv_shard.api import Durability
@@ -173,6 +173,25 @@ async def test_a_repeated_request_gets_the_answer_of_the_first(tmp_path: Path) -
     assert one == two == later
     assert later.effect.results[0] == GetResult("a", b"old", Version(1, 2))
     assert world.replica.last == last
+
+
+@pytest.mark.parametrize("key", [b"", b"key"], ids=["no key", "a key"])
+async def test_gets_that_find_too_much_refuse_the_whole_transaction_also_when_it_is_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: bytes
+) -> None:
+    monkeypatch.setattr(limits, "TXN_RESULT_BYTES_MAX", 10)
+    world = await opened(tmp_path, durability=Durability.STANDARD)
+    await world.submit(put("large", b"123456"))
+    greedy = Transaction(then=(Put("a", b"new"), Get("large"), Get("large")), idempotency_key=key)
+    with pytest.raises(TooLarge, match="its gets find more than 10 bytes"):
+        await world.submit(greedy)
+    if key:  # the repeated one finds the outcome of the first, and not what would come of it now
+        await world.submit(put("large", b"1"))
+        with pytest.raises(TooLarge, match="its gets find more than 10 bytes"):
+            await world.submit(greedy)
+    assert world.replica.read("a", world.replica.last.seq) is None
+    await world.submit(Transaction(then=(Put("a", b"new"), Get("large"))))
+    assert world.replica.read("a", world.replica.last.seq) is not None
 
 
 async def test_answers_wait_until_every_counted_standby_has_confirmed(tmp_path: Path) -> None:

@@ -370,7 +370,7 @@ class EngineBesideModel(RuleBasedStateMachine):
         number = next(self._numbers)
         earlier = self.keyed[wish.pick % len(self.keyed)] if self.keyed else None
         if wish.repeat == "same" and earlier is not None:
-            return earlier._replace(actor=f"c{number}")
+            return earlier.replaced(actor=f"c{number}")
         key = b"key-%d" % number if wish.repeat == "once" else b""
         if wish.repeat == "again" and earlier is not None:
             key = earlier.idempotency_key

@@ -243,8 +243,8 @@ async def test_an_answer_that_comes_twice_is_not_taken_for_the_next_requests(
     assert (await raw.answer()).document["title"] == "Unknown"
     first, second = waiters
     transaction = Transaction(then=(), compare=(), otherwise=())
-    first.committed(partition._commit(transaction)._replace(version=Version(1, 1)))
-    second.committed(partition._commit(transaction)._replace(version=Version(1, 2)))
+    first.committed(partition._commit(transaction).replaced(version=Version(1, 1)))
+    second.committed(partition._commit(transaction).replaced(version=Version(1, 2)))
     assert (await raw.answer()).document["version"] == "1.2"
 
 
@@ -324,7 +324,7 @@ async def test_a_client_that_goes_away_in_a_write_changes_nothing_about_it(
     assert list(partition.state) == ["k"]
     async with dialled_http(shard.port) as other:
         text = (await other.ask(request("GET", "/metrics"))).body.decode()
-        assert 'fencekv_requests_total{route="put",outcome="ok"} 1' in text
+        assert 'fencekv_requests_total{outcome="ok",route="put"} 1' in text
     assert shard.frames.exchange.held_bytes == 0
 
 

@@ -145,7 +145,7 @@ def test_a_replay_that_stops_one_entry_early_is_found(monkeypatch: pytest.Monkey
     def short(store: Store) -> list[Entry]:
         """The last entry is counted, so that the next one fits; what it wrote is not there."""
         entries = checked_tail(store)
-        return [*entries[:-1], *(entry._replace(operations=()) for entry in entries[-1:])]
+        return [*entries[:-1], *(entry.replaced(operations=()) for entry in entries[-1:])]
 
     monkeypatch.setattr(replica, "checked_tail", short)
     # Whoever owns next was killed too, and has replayed; there is time to read before the next write.
