@@ -16,6 +16,7 @@ from queue import SimpleQueue
 from typing import Any, Protocol, TypeVar
 
 from fencekv_shard import limits
+from fencekv_shard.meters import Meters
 
 logger = logging.getLogger(__name__)
 
@@ -61,13 +62,17 @@ class WriterThreads:
 
     Args:
         clock: seconds that go on while the machine sleeps or not; read from the threads too.
+        meters: gets what each piece of work took, and how many wait; None: nobody asks.
     """
 
-    def __init__(self, *, clock: Callable[[], float], threads: int = limits.WRITER_THREADS) -> None:
-        self._clock = clock
+    def __init__(
+        self, *, clock: Callable[[], float], threads: int = limits.WRITER_THREADS, meters: Meters | None = None
+    ) -> None:
+        self._clock, self._meters = clock, meters or Meters()
         self._queue: SimpleQueue[tuple[Work, Done, asyncio.AbstractEventLoop] | None] = SimpleQueue()
         self._wanted = threads
         self._slots: list[_Slot] = []
+        self._meters.depths["commits"] = self._queue.qsize
         for _ in range(threads):
             self._start()
 
@@ -108,19 +113,25 @@ class WriterThreads:
     def _work(self, slot: _Slot) -> None:
         while (item := self._queue.get()) is not None:
             work, done, loop = item
-            slot.since = self._clock()
+            began = slot.since = self._clock()
             result, error = None, None
             try:
                 result = work()
             except BaseException as caught:
                 error = caught
             slot.since = None
+            seconds = self._clock() - began
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody asks any more
-                loop.call_soon_threadsafe(done, result, error)
+                loop.call_soon_threadsafe(self._done, done, result, error, seconds)
             del item, work, done, result, error  # what waits in a queue holds nothing alive
             if slot.aside:
                 break  # a fresh one has taken its place
         self._slots.remove(slot)
+
+    def _done(self, done: Done, result: Any, error: BaseException | None, seconds: float) -> None:
+        # Not in the thread: of the additions of two threads one could get lost.
+        self._meters.commit_seconds.add(seconds)
+        done(result, error)
 
 
 class Lane:

@@ -7,7 +7,8 @@ has kept gets the base first, page by page, and follows anew with the replica th
 Invariants:
   * Every message carries the epoch; a standby has promised it durably before it confirms anything.
   * A shipped commit seq stands at the end of a round whose entries were all shipped.
-  * While a base is sent it is not folded: the standby gets it as of one seq.
+  * While a base is sent it is not folded: the standby gets it as of one seq. One that takes nothing is given up.
+  * A confirmation counts for the very replica that it names; a session is heard on one connection, the last one.
   * Once the ownership has ended, the journal is not looked at any more: it may follow another one, or be closed.
 """
 
@@ -19,10 +20,12 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-from fencekv.leases import MalformedLease, Session
-from fencekv_shard import limits, peer
-from fencekv_shard.base import Digest, encode_base
+from fencekv.leases import Session
+from fencekv_shard import greeting, limits
+from fencekv_shard.base import Base, Digest, encode_base
 from fencekv_shard.engine import Engine
+from fencekv_shard.greeting import PROTOCOL, SEEDS, Greeted
+from fencekv_shard.journal import Checkpoint
 from fencekv_shard.owned import Owned, Voice, Wakeable
 from fencekv_shard.peer import Channel, ChannelClosed, Message
 
@@ -41,14 +44,16 @@ class Feed(Wakeable):
         owned: Owned,
         uid: str,
         number: int,
-        member: str,
+        pod: str,
+        replica_id: str,
         last_seq: int,
         chain: bytes,
         voice: Voice,
+        version: int = PROTOCOL,
     ) -> None:
         super().__init__(voice)
         self._channel, self._owned, self._uid, self._number = channel, owned, uid, number
-        self.member = member
+        self.member, self.replica_id, self._version = f"{pod}/{replica_id}", replica_id, version
         self._last_seq, self._chain = last_seq, chain
         self._hashes: asyncio.Queue[tuple[int, bytes]] = asyncio.Queue()
         self._committed_sent = -1
@@ -109,6 +114,8 @@ class Feed(Wakeable):
             self.rounds_of_probes += 1
             await self._channel.send(["probe", self._uid, self.engine.epoch, self._number, middle])
             answer = await self._hashes.get()
+            while answer[0] != middle:  # to a probe of an earlier subscription
+                answer = await self._hashes.get()
             if self.ended:
                 break
             # Empty: the standby has trimmed it. What it trimmed was committed, so that no fork lies there.
@@ -121,21 +128,38 @@ class Feed(Wakeable):
 
     async def _seed(self) -> None:
         """Sends the base. The standby makes a new replica of it, and follows anew."""
-        replica, digest, after, pages = self.engine.replica, Digest(), b"", 0
+        if self._version < SEEDS:
+            text = "%s: %s needs a seed, which version %d of the stream does not know: update its shard"
+            logger.warning(text, self._owned.engine.spec.name, self.member, self._version)
+            await self._channel.send(["refuse", self._uid, self.engine.epoch, "reseed"])
+            return
         head = [self._uid, self.engine.epoch, self._number]
-        with replica.pinned() as base:
-            logger.info("%s: seeding %s from seq %d", self._owned.engine.spec.name, self.member, base.seq)
+        try:
+            with self.engine.replica.pinned() as base:
+                logger.info("%s: seeding %s from seq %d", self._owned.engine.spec.name, self.member, base.seq)
+                sent = await self._send_base(base, head)
+        except TimeoutError:
+            # It may be frozen for long, and while the base is kept for it nothing can be trimmed.
+            logger.warning("%s: %s takes no seed: it may dial again", self._owned.engine.spec.name, self.member)
+            self._channel.close()
+            return
+        if not self.ended:
+            await self._channel.send(["seeded", *head, sent.at, sent.keys, sent.digest])
+
+    async def _send_base(self, base: Base, head: list[Any]) -> Checkpoint:
+        """Sends the base's rows; what they are. Raises TimeoutError: nothing became durable for too long."""
+        replica, digest, after, pages = self.engine.replica, Digest(), b"", 0
+        async with asyncio.timeout(limits.SEED_STALL_SECONDS):
             await self._channel.send(["seed", *head, encode_base(base)])
-            while not self.ended and (rows := replica.base_page(after)):
+        while not self.ended and (rows := replica.base_page(after)):
+            async with asyncio.timeout(limits.SEED_STALL_SECONDS):
                 await self._channel.send(["rows", *head, [list(row) for row in rows]])
                 digest.add(rows)
                 after, pages = rows[-1][0], pages + 1
                 while not self.ended and pages - self._pages_durable >= limits.SEED_PAGES_WINDOW:
                     self.wake.clear()
                     await self.wake.wait()
-            sent = digest.checkpoint(base.seq)
-        if not self.ended:
-            await self._channel.send(["seeded", *head, sent.at, sent.keys, sent.digest])
+        return digest.checkpoint(base.seq)
 
     async def _ship(self, following: int) -> int | None:
         """Ships what there is from `following` on, as far as the window allows; gives the next seq.
@@ -195,18 +219,21 @@ class Feeds:
         self._kvns, self._session, self._lookup, self._session_over = kvns, session, lookup, session_over
         self._links: dict[int, _Link] = {}  # by number, in the order they came
         self._number = 0
+        self._refused = ""  # why the last one was refused that could not be spoken with; empty: none was
 
     async def serve(self, channel: Channel) -> None:
         """Serves one connection until it ends."""
-        await channel.send(["hello", peer.PROTOCOL, str(self._session), self._session.pod, self._kvns])
-        hello = await channel.receive()
-        if hello[:2] != ["hello", peer.PROTOCOL] or len(hello) != 5 or hello[4] != self._kvns:
-            raise ChannelClosed(f"not one of us: {hello[:2]}")
         try:
-            session = Session.parse(str(hello[2]))
-        except MalformedLease as error:
-            raise ChannelClosed(str(error)) from error
-        link = _Link(channel, session, self._lookup, self._spawn)
+            greeted = await greeting.answer(channel, session=self._session, kvns=self._kvns)
+        except greeting.Incompatible as error:
+            if str(error) != self._refused:
+                logger.warning("a follower is refused: %s", error)
+            self._refused = str(error)
+            raise
+        for earlier in self._links.values():
+            if earlier.session == greeted.session:
+                earlier.channel.close()  # nobody is there any more, which TCP finds out much later
+        link = _Link(channel, greeted, self._lookup, self._spawn)
         self._number += 1
         number = self._number
         self._links[number] = link
@@ -252,11 +279,12 @@ class _Link:
     """One connection: its feeds by partition."""
 
     def __init__(
-        self, channel: Channel, session: Session, lookup: Callable[[str], Owned | None], spawn: Spawn
+        self, channel: Channel, greeted: Greeted, lookup: Callable[[str], Owned | None], spawn: Spawn
     ) -> None:
         self._spawn = spawn
         self.pings = Pings(channel, spawn)
-        self.channel, self.session, self._lookup = channel, session, lookup
+        self.channel, self.session, self._lookup = channel, greeted.session, lookup
+        self._version = greeted.version
         self._voice = Voice()
         self._feeds: dict[str, tuple[Feed, Owned, asyncio.Task[None]]] = {}
 
@@ -279,9 +307,9 @@ class _Link:
         if kind == "subscribe":
             await self._subscribe(*fields(message, str, int, str, int, int, int, bytes))
         elif kind == "confirm":
-            uid, epoch, _, seq = fields(message, str, int, str, int)
+            uid, epoch, replica_id, seq = fields(message, str, int, str, int)
             entry = self._feeds.get(uid)
-            if entry is not None and entry[0].engine.epoch == epoch:
+            if entry is not None and entry[0].engine.epoch == epoch and entry[0].replica_id == replica_id:
                 entry[0].on_confirm(seq)
         elif kind == "hash":
             uid, epoch, seq, chain = fields(message, str, int, int, bytes)
@@ -318,18 +346,19 @@ class _Link:
         if promised > owned.engine.epoch or last_epoch > owned.engine.epoch:
             await self.channel.send(["refuse", uid, owned.engine.epoch, "stale-epoch"])
             return
-        member = f"{self.session.pod}/{replica_id}"
         feed = Feed(
             channel=self.channel,
             owned=owned,
             uid=uid,
             number=number,
-            member=member,
+            pod=self.session.pod,
+            replica_id=replica_id,
             last_seq=last_seq,
             chain=chain,
             voice=self._voice,
+            version=self._version,
         )
-        owned.attach(member, feed)
+        owned.attach(feed.member, feed)
         task = self._spawn(self._run(feed))
         self._feeds[uid] = (feed, owned, task)
 

@@ -6,12 +6,15 @@ Invariants:
     `<uid>.seed/`. A seed beside an existing environment, or one without a state, is half-done and discarded.
   * A seed gets its state last: until then it is none, however much of an owner's base it holds.
   * A promise made here is never lost: a new environment promises at least what each one set aside had promised.
+  * What is set aside is kept for a person to look at, within limits; what was set aside last is kept whatever its
+    size. Nothing of it goes before what was set aside after it is durable under its name.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -20,11 +23,14 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from fencekv.errors import Invalid
+from fencekv_shard import limits
 from fencekv_shard.base import Base, Digest, checked_row
 from fencekv_shard.journal import Checkpoint
 from fencekv_shard.rows import pack_index, pack_where, version_key
 from fencekv_shard.state import State
 from fencekv_shard.store import DATA_FILE, Corrupt, DiskFull, FolderInUse, Store, UnknownFormat, sync_folder
+
+logger = logging.getLogger(__name__)
 
 
 class Promises(NamedTuple):
@@ -167,10 +173,15 @@ def replace_environment(
         _make_seed(folder, uid, new_id(), promises)
     else:
         seed.complete(new_id(), promises)
-    if path.exists():
-        path.rename(_aside_name(folder, uid, replica_id))
+    aside = _aside_name(folder, uid, replica_id) if path.exists() else None
+    if aside is not None:
+        path.rename(aside)
         sync_folder(folder)
-    return _adopt(folder, uid)
+    store = _adopt(folder, uid)
+    if aside is not None:
+        replicas = list(folder.glob(f"{uid}.aside-*"))
+        _collect(replicas, aside, count_max=limits.ASIDE_REPLICAS_MAX, bytes_max=limits.ASIDE_BYTES_MAX)
+    return store
 
 
 def discard(folder: Path, uid: str) -> None:
@@ -220,7 +231,34 @@ def write_tail(folder: Path, uid: str, *, epoch: int, seq: int, data: bytes) -> 
         os.fsync(file.fileno())
     unfinished.rename(path)
     sync_folder(folder)
+    tails = list(folder.glob(f"{uid}.tail-*.cbor"))
+    _collect(tails, path, count_max=limits.TAILS_MAX, bytes_max=limits.TAILS_BYTES_MAX)
     return path
+
+
+def _collect(found: Sequence[Path], newest: Path, *, count_max: int, bytes_max: int) -> None:
+    """Removes what was set aside, the oldest first, until it is within the limits. `newest` stays.
+
+    One that cannot be removed is left for the next time.
+    """
+
+    def written(path: Path) -> tuple[float, int]:
+        with contextlib.suppress(OSError):
+            status = (path / DATA_FILE if path.is_dir() else path).stat()
+            return status.st_mtime, status.st_size
+        return 0.0, 0  # a half-removed one
+
+    ages = {path: written(path) for path in found}
+    count, size = len(ages), sum(size for _, size in ages.values())
+    for path in sorted(ages, key=lambda path: (ages[path], path.name)):
+        if count <= count_max and size <= bytes_max:
+            break
+        if path == newest:
+            continue
+        logger.warning("%s is removed: what was set aside after it takes all the room for such", path)
+        with contextlib.suppress(OSError):
+            _remove(path)
+        count, size = count - 1, size - ages[path][1]
 
 
 def _adopt(folder: Path, uid: str) -> Store:

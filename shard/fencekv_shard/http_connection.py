@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable
 from typing import Final, cast
 
 from fencekv import wire
@@ -212,6 +213,10 @@ class HttpConnection(asyncio.Protocol):
             if own is not None:
                 self.finish(turn, own())
                 return
+            asked = self._shared.asked.get(matched.route.name)
+            if asked is not None:
+                turn.task = exchange.spawn(self._answer_asked(turn, asked(matched, request.body)))
+                return
             if exchange.full():
                 self.finish(turn, problem(_too_many()))
                 return
@@ -229,6 +234,14 @@ class HttpConnection(asyncio.Protocol):
     def long_way(self, turn: Turn) -> None:
         """Has a request answered by a task."""
         turn.task = self._exchange.spawn(self._answer(turn))
+
+    async def _answer_asked(self, turn: Turn, answer: Awaitable[HttpAnswer]) -> None:
+        try:
+            page = await answer
+        except Exception:
+            logger.exception("%s %s: not foreseen", turn.request.method, turn.request.name)
+            page = _not_foreseen(turn.request)
+        self.finish(turn, page)
 
     async def _answer(self, turn: Turn) -> None:
         shared, request, call = self._shared, turn.request, turn.call

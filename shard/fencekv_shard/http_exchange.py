@@ -1,19 +1,21 @@
 """What all HTTP connections of a shard share: whom they ask, the shard's own pages, and the date.
 
 Invariants:
-  * A page of the shard's own is made without waiting.
+  * A page of the shard's own is made without waiting; what the operator asks for is answered by a task.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 
+from fencekv.errors import FenceKVError, NotFound, NotOwner
 from fencekv_shard.api import Node
 from fencekv_shard.forward import Forwarder
 from fencekv_shard.frame_exchange import Exchange
-from fencekv_shard.http_answers import HttpAnswer
+from fencekv_shard.http_answers import HttpAnswer, problem
+from fencekv_shard.http_requests import Matched, parse_chain, parse_release
 from fencekv_shard.openapi import document as openapi_document
 
 
@@ -32,6 +34,10 @@ class HttpExchange:
             "openapi": lambda: _document(openapi_document()),
             "report": lambda: _document(node.report()),
         }
+        self.asked: dict[str, Callable[[Matched, bytes], Awaitable[HttpAnswer]]] = {
+            "chain": self._chain,
+            "release": self._release,
+        }
 
     def date(self, now: float) -> str:
         """The date as headers have it; `now` is the loop's time."""
@@ -48,6 +54,25 @@ class HttpExchange:
     def _readyz(self) -> HttpAnswer:
         ready = self._node.ready()
         return _document({"ready": ready}, status=200 if ready else 503)
+
+    async def _chain(self, matched: Matched, _: bytes) -> HttpAnswer:
+        try:
+            uid, seq = parse_chain(matched.query)
+            chain = self._node.chain(uid, seq)
+            if chain is None:
+                raise NotFound(f"no entry {seq} of such a replica here", field="seq")
+        except FenceKVError as error:
+            return problem(error)
+        return _document({"uid": uid, "seq": seq, "chain": chain})
+
+    async def _release(self, _: Matched, body: bytes) -> HttpAnswer:
+        try:
+            asked = parse_release(body)
+            if not await self._node.release(asked.uid, asked.epoch, asked.target):
+                raise NotOwner(f"this shard does not own it under epoch {asked.epoch}", status=409)
+        except FenceKVError as error:
+            return problem(error)
+        return _document({"moving": asked.uid}, status=202)
 
     def _metrics(self) -> HttpAnswer:
         text = self.exchange.metrics.render(self._node.report(), ready=self._node.ready())

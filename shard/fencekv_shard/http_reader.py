@@ -205,7 +205,8 @@ class Reader:
             return
         try:
             matched = partial.matched = match(partial.method, partial.target)
-            self._discards = "table" not in matched.names  # pages of the shard itself
+            # Pages of the shard itself take no body.
+            self._discards = "table" not in matched.names and not matched.route.body_bytes_max
             announced = framing.get(b"content-length")
             if announced is not None and not self._discards:
                 check_body_size(matched.route, int(announced))

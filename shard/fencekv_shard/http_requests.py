@@ -27,6 +27,8 @@ from fencekv_shard.txn_document import parse_transaction
 NAME_CHARS_MAX: Final = 253  # of namespaces, tables and pods, as Kubernetes has it
 EPOCH_MAX: Final = 2**31 - 1
 PARTITION_INDEX_MAX: Final = 1023
+SEQ_MAX: Final = 2**63 - 1
+RELEASE_BYTES_MAX: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,8 @@ ROUTES: Final = (
     Route("GET", "/metrics", "metrics"),
     Route("GET", "/openapi.json", "openapi"),
     Route("GET", "/peer/v1/report", "report"),
+    Route("GET", "/peer/v1/chain", "chain", query=("uid", "seq")),
+    Route("POST", "/peer/v1/release", "release", body_bytes_max=RELEASE_BYTES_MAX),
 )
 
 _Shape = tuple[str | None, ...]  # a template's parts; None: any text
@@ -172,6 +176,39 @@ def parse(matched: Matched, headers: Iterable[tuple[str, str]], body: bytes) -> 
     if "key" in query:
         validate_key(query["key"])
     return WhereIs(key=query.get("key"), **shared)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseAsked:
+    """The operator wants a partition given away that is owned under `epoch`; `target`: a pod, or empty."""
+
+    uid: str
+    epoch: int
+    target: str
+
+
+def parse_release(body: bytes) -> ReleaseAsked:
+    """Reads the body of `POST /peer/v1/release`, passing over what it does not know. Raises Invalid."""
+    document = decode_json(body)
+    if not isinstance(document, dict) or not {"uid", "epoch"} <= document.keys():
+        raise Invalid("body: want an object with uid, epoch and perhaps target", field="body")
+    uid, epoch, target = document["uid"], document["epoch"], document.get("target", "")
+    if not isinstance(uid, str) or not isinstance(target, str) or max(len(uid), len(target)) > NAME_CHARS_MAX:
+        limit = NAME_CHARS_MAX
+        raise Invalid(f"uid, target: want texts of at most {limit} characters", field="uid", limit=limit)
+    if not isinstance(epoch, int) or isinstance(epoch, bool) or not 0 <= epoch <= EPOCH_MAX:
+        raise Invalid(f"epoch: want a number from 0 to {EPOCH_MAX}", field="epoch", limit=EPOCH_MAX)
+    return ReleaseAsked(uid=uid, epoch=epoch, target=target)
+
+
+def parse_chain(query: Mapping[str, str]) -> tuple[str, int]:
+    """Reads uid and seq of `GET /peer/v1/chain`. Raises Invalid."""
+    uid, text = query.get("uid", ""), query.get("seq", "")
+    if not 0 < len(uid) <= NAME_CHARS_MAX:
+        raise Invalid(f"uid: want 1 to {NAME_CHARS_MAX} characters", field="uid", limit=NAME_CHARS_MAX)
+    if not re.fullmatch("0|[1-9][0-9]{0,18}", text) or int(text) > SEQ_MAX:
+        raise Invalid(f"seq: want a number from 0 to {SEQ_MAX}", field="seq", limit=SEQ_MAX)
+    return uid, int(text)
 
 
 def check_body_size(route: Route, size: int) -> None:

@@ -31,8 +31,10 @@ from fencekv_shard.api import Route, Table
 from fencekv_shard.executor import Executor, run
 from fencekv_shard.feed import Feeds
 from fencekv_shard.fence import Role
+from fencekv_shard.leaving import Held, Leaver
 from fencekv_shard.links import Links
 from fencekv_shard.memory import PodMemory
+from fencekv_shard.meters import Meters, disk_report
 from fencekv_shard.owned import Owned, Rota
 from fencekv_shard.partition import Partition
 from fencekv_shard.peer import Listener, Transport
@@ -73,11 +75,15 @@ class Node:
         executor: Executor,
         new_id: Callable[[], str],
         on_fatal: Callable[[BaseException], None],
+        meters: Meters | None = None,
     ) -> None:
+        """`meters` None: counts that nobody but this shard's report shows."""
         self.config = config
         self.kvns, self.pod = config.kvns, config.session.pod
         self._kube, self._clock, self._transport = kube, clock, transport
         self._on_fatal_outside = on_fatal
+        self._meters = meters or Meters()
+        self._meters.depths["held"] = lambda: sum(each.waiting.count for each in self._partitions.values())
         self._folder = config.data / "partitions"
         self._folder.mkdir(parents=True, exist_ok=True)
         self._memory = PodMemory(config.data, epochs=self._known_epochs)
@@ -98,6 +104,7 @@ class Node:
             clock=clock,
             session=self.session,
             memory=self._memory,
+            meters=self._meters,
             rota=self._rota,
             folder=self._folder,
             executor=executor,
@@ -111,6 +118,14 @@ class Node:
             session=config.session,
             lookup=self._owned_of,
             session_over=self._session_over,
+            spawn=self._spawn,
+        )
+        self._leaver = Leaver(
+            kube=kube,
+            namespace=config.namespace,
+            pod=self.pod,
+            held=self._held,
+            discard=self._discard,
             spawn=self._spawn,
         )
         self._specs: dict[str, PartitionSpec] = {}  # of all partitions of the namespace, by UID
@@ -167,14 +182,20 @@ class Node:
             await asyncio.gather(*loops, return_exceptions=True)
 
     async def drain(self) -> None:
-        """Gives all owned partitions away, in planned moves, as far as DRAIN_SECONDS allow."""
+        """Gives all owned partitions away, in planned moves, as far as DRAIN_SECONDS allow.
+
+        It stays until the new owners serve: they count this replica, and would wait for one that is gone.
+        """
         slots = asyncio.Semaphore(MOVING_AT_ONCE)
 
         async def move(partition: Partition) -> None:
+            epoch = partition.fence.epoch
             async with slots:
-                await partition.move()
+                moved = await partition.move()
+            if moved:
+                await partition.succeeded(epoch)
 
-        owned = [p for p in self._partitions.values() if p.fence.role is Role.OWNER]
+        owned = [p for p in self._partitions.values() if p.fence.role in {Role.OWNER, Role.GRANTED}]
         if owned:
             moves = [self._spawn(move(partition)) for partition in owned]
             await asyncio.wait(moves, timeout=limits.DRAIN_SECONDS)
@@ -277,10 +298,20 @@ class Node:
             "ready": self.ready(),
             "renewal": self.session.number,
             "renewalLateness": self.session.lateness.report(),
+            "validSeconds": round(max(0.0, self.session.deadline - self._clock.now()), 3),
+            "meters": self._meters.report(),
+            **disk_report(self._folder),
             "replicas": [
                 {**self._partitions[uid].report(), **self._opened[uid]} for uid in sorted(self._partitions)
             ],
         }
+
+    def chain(self, uid: str, seq: int) -> str | None:
+        """The chain hash of a journal entry, in hex; None: there is no such replica, or not that entry."""
+        partition = self._partitions.get(uid)
+        if partition is None or partition.replica.closed or seq > partition.replica.last.seq:
+            return None
+        return partition.replica.chain_at(seq).hex() or None
 
     def live(self) -> bool:
         """Nothing fatal happened."""
@@ -313,6 +344,7 @@ class Node:
         elif self.pod in spec.replicas and spec.uid not in self._opening:
             self._opening.add(spec.uid)
             self._spawn(self._open(spec))
+        self._leaver.consider(spec.uid)
 
     def _lease_changed(self, kind: str, item: dict[str, Any]) -> None:
         if kind == "DELETED":
@@ -330,6 +362,8 @@ class Node:
         partition = self._partitions.get(seen.partition_uid)
         if partition is not None:
             partition.lease_changed(item)
+        if seen.asked_target and seen.session == self.session.session:  # by an operator that cannot reach us
+            self._spawn(_ignore_result(self.release(seen.partition_uid, seen.epoch, seen.asked_target)))
 
     def _settings_changed(self, kind: str, item: dict[str, Any]) -> None:
         if item["metadata"]["name"] != self.kvns or kind == "DELETED":
@@ -407,6 +441,37 @@ class Node:
         partition = self._partitions.pop(spec.uid, None)
         if partition is not None:
             self._spawn(self._remove(partition))
+
+    def _held(self, uid: str) -> Held | None:
+        """What lies here of a partition, for the leaver."""
+        spec, partition = self._specs.get(uid), self._partitions.get(uid)
+        replica = partition.replica if partition else self._stored.get(uid)
+        if spec is None or replica is None or uid in self._opening:
+            return None
+        return Held(
+            spec=spec,
+            lease=self._seen_leases.get(uid),
+            known_epoch=max(replica.known_epoch, partition.fence.epoch if partition else 0),
+            set_version=replica.set_version,
+            members=replica.members,
+            suspect=self._memory.is_suspect(uid),
+        )
+
+    async def _discard(self, uid: str) -> None:
+        """The partition was moved away from this pod: its files go. Placed here again, it begins anew."""
+        self._opening.add(uid)
+        partition, stored = self._partitions.pop(uid, None), self._stored.pop(uid, None)
+        self._opened.pop(uid, None)
+        if partition is not None:
+            await partition.close()
+        elif stored is not None:
+            await stored.close()
+        await run(self._around.executor, partial(Replica.discard, self._folder, uid))
+        self._opening.discard(uid)
+        spec = self._specs.get(uid)
+        if spec is not None and self.pod in spec.replicas:
+            self._opening.add(uid)
+            await self._open(spec)
 
     async def _remove(self, partition: Partition) -> None:
         """A KVPartition was deleted: its files go, or stay marked, by its deletionPolicy."""

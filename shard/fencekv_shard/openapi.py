@@ -24,6 +24,8 @@ _SUMMARIES: Final = {
     "metrics": "Counters in the text form of Prometheus",
     "openapi": "This document",
     "report": "What this shard holds of each partition; for the operator",
+    "chain": "The chain hash of a journal entry; for the operator",
+    "release": "Give a partition away in a planned move; for the operator",
 }
 _TEXT: Final = {"type": "string"}
 _PAIR: Final = {"type": "string", "pattern": r"^(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)$"}
@@ -36,6 +38,8 @@ _QUERY: Final[dict[str, dict[str, Any]]] = {
     "cursor": _TEXT | {"description": "The cursor of the page before"},
     "partition": {"type": "integer", "minimum": 0, "description": "Keys of this partition only"},
     "key": _TEXT | {"description": "The partition of this key only"},
+    "uid": _TEXT | {"description": "UID of a KVPartition"},
+    "seq": {"type": "integer", "minimum": 0, "description": "Number of a journal entry"},
 }
 _HEADERS: Final[dict[str, dict[str, Any]]] = {
     wire.MIN_TOKEN: _PAIR,
@@ -84,6 +88,10 @@ def _operation(route: Route) -> dict[str, Any]:
     if route.name == "put":
         value = {"schema": {"type": "string", "format": "binary", "maxLength": limits.VALUE_BYTES_MAX}}
         operation["requestBody"] = {"content": {wire.OCTETS: value}}
+    if route.name == "release":
+        members = {"uid": _TEXT, "epoch": {"type": "integer", "minimum": 0}, "target": _TEXT}
+        schema = _object(members, "uid", "epoch", "target")
+        operation["requestBody"] = {"required": True, "content": {wire.JSON: {"schema": schema}}}
     if route.name == "txn":
         schema = {"$ref": "#/components/schemas/Transaction"}
         content = {wire.JSON: {"schema": schema}, wire.CBOR: {"schema": schema}}
@@ -113,7 +121,7 @@ def _responses(route: Route) -> dict[str, Any]:
     done: dict[str, Any] = {"description": "Done", "content": content}
     if route.name in {"get", "put", "delete", "list", "txn", "history"}:
         done["headers"] = {name: {"schema": _TEXT} for name in (wire.TOKEN, wire.EPOCH, wire.PARTITION)}
-    return {"200": done, "default": refusal}
+    return {"202" if route.name == "release" else "200": done, "default": refusal}
 
 
 def _schemas() -> dict[str, Any]:

@@ -25,7 +25,9 @@ from fencekv_shard.engine import Engine
 from fencekv_shard.fence import Event, Fence, Role
 from fencekv_shard.folder import Seed
 from fencekv_shard.freshness import Freshness, judge
+from fencekv_shard.holding import Holding
 from fencekv_shard.membership import Membership, current_grant, decline
+from fencekv_shard.meters import Change, Gate
 from fencekv_shard.owned import Owned
 from fencekv_shard.replica import Replica
 from fencekv_shard.spec import PartitionSpec
@@ -51,8 +53,8 @@ class Partition:
         self._raw: dict[str, Any] | None = None
         self._settling = False
         self._moving = False
-        self._held = 0  # requests that wait for the end of a move
-        self._route_changed = asyncio.Event()
+        self.waiting = Holding()
+        self._grown_to = -1  # the last entry that a round of ours is known to have made durable
         self._progress = asyncio.Event()
         self._trimmer = Trimmer(
             name=spec.name,
@@ -170,7 +172,12 @@ class Partition:
 
     def _admit(self, options: Options) -> Owned:
         around = self._around
-        self.fence.admit(now=around.clock.now(), deadline=around.session.deadline, client_epoch=options.epoch)
+        now, deadline = around.clock.now(), around.session.deadline
+        try:
+            self.fence.admit(now=now, deadline=deadline, client_epoch=options.epoch)
+        except NotOwner:
+            around.meters.refused(role=self.fence.role, now=now, deadline=deadline)
+            raise
         if self._moving:
             raise NotOwner("the partition is being moved", epoch=self.fence.epoch)
         assert self.owned is not None, self.fence
@@ -228,7 +235,7 @@ class Partition:
         if seen.partition_uid != self.spec.uid or seen.epoch < known:
             return  # of an earlier partition of that name, or an older state of the Lease
         self.lease = seen
-        self._route_changed.set()
+        self.waiting.changed()
         self._around.memory.granted(self.spec.uid, seen.epoch)
         if seen.session == self._around.session.session:
             if seen.epoch > self.fence.epoch and not seen.is_released:
@@ -253,7 +260,8 @@ class Partition:
             self.fence = self.fence.on(Event.DEPOSED)
             return
         around = self._around
-        deposed = partial(self._deposed_under, seen.epoch)
+        around.meters.changes[Change.GRANTED] += 1
+        self._grown_to = self.replica.last.seq
         engine = Engine(
             replica=self.replica,
             epoch=seen.epoch,
@@ -262,7 +270,7 @@ class Partition:
             clock=around.clock,
             spec=self.spec,
             on_growth=self._grown,
-            on_deposed=deposed,
+            on_deposed=partial(self._deposed_under, seen.epoch, Gate.PROMISE),
             on_fatal=around.on_fatal,
         )
         membership = Membership(
@@ -271,7 +279,7 @@ class Partition:
             session=around.session.session,
             engine=engine,
             lease=current,
-            on_deposed=deposed,
+            on_deposed=partial(self._deposed_under, seen.epoch),
         )
         self.owned = Owned(engine=engine, membership=membership, rota=around.rota, spawn=around.spawn)
         around.spawn(self._open(self.owned, seen))
@@ -307,7 +315,7 @@ class Partition:
         return not self._closed and not self._around.session.over
 
     async def _open(self, owned: Owned, seen: PartitionLease) -> None:
-        session = str(self._around.session.session)
+        session, began = str(self._around.session.session), self._around.clock.now()
         while self.owned is owned:
             try:
                 await owned.engine.open(
@@ -325,16 +333,20 @@ class Partition:
                 return
         if self.owned is owned and self.fence.role is Role.GRANTED:
             self.fence = self.fence.on(Event.OPENED)
-            self._route_changed.set()
+            self.waiting.changed()
+            self._around.meters.opened(self._around.clock.now() - began)
             logger.info("%s: owner with epoch %d", self.name, seen.epoch)
 
-    def _deposed_under(self, epoch: int) -> None:
+    def _deposed_under(self, epoch: int, gate: Gate | None = None) -> None:
         """What worked for `epoch` found out that a newer one exists: which may be ours as well."""
+        if gate is not None:
+            self._around.meters.refusals[gate] += 1
         if self.fence.epoch == epoch:
             self._depose(NotOwner("a newer owner exists", epoch=epoch))
 
     def _depose(self, error: FenceKVError) -> None:
         if self.owned is not None:
+            self._around.meters.changes[Change.DEPOSED] += self.fence.role is not Role.CLOSED
             self.owned.stop(error)
             self.owned = None
         if self.fence.role is not Role.STANDBY:
@@ -351,7 +363,8 @@ class Partition:
         if owned is None or self.fence.role not in {Role.OWNER, Role.GRANTED} or self._moving:
             return False
         self._moving = True
-        self._route_changed.clear()
+        meters, began = self._around.meters, self._around.clock.now()
+        meters.changes[Change.MOVING] += 1
         try:
             if not await owned.drained():
                 return False
@@ -363,6 +376,7 @@ class Partition:
             # Also when it was deposed meanwhile: a closed epoch that still stands on the Lease serves nobody.
             owned.engine.expire(NotOwner("the partition is being moved"), Unknown("the epoch was closed"))
             await owned.membership.release(seq=seq, target=chosen)
+            meters.moved(self._around.clock.now() - began)
             return True
         except CommitFailed as error:
             self._around.on_fatal(error)
@@ -373,7 +387,17 @@ class Partition:
             return False
         finally:
             self._moving = False
-            self._route_changed.set()
+            self.waiting.changed()
+
+    async def succeeded(self, epoch: int) -> None:
+        """Waits until the owner after `epoch` has committed something here, and so serves; or for a while."""
+        try:
+            async with asyncio.timeout(limits.SUCCESSION_SECONDS_MAX):
+                while self.token().epoch <= epoch:
+                    self._progress.clear()
+                    await self._progress.wait()
+        except TimeoutError:
+            logger.info("%s: nobody serves it yet after epoch %d", self.name, epoch)
 
     @property
     def holding(self) -> bool:
@@ -382,18 +406,7 @@ class Partition:
 
     async def hold(self) -> None:
         """Waits while a planned move is under way, or an epoch is being opened, and no other owner is known."""
-        if not self.holding or self._held >= limits.HELD_REQUESTS_MAX:
-            return
-        self._held += 1
-        try:
-            async with asyncio.timeout(limits.HELD_SECONDS_MAX):
-                while self.holding:
-                    self._route_changed.clear()
-                    await self._route_changed.wait()
-        except TimeoutError:
-            return
-        finally:
-            self._held -= 1
+        await self.waiting.wait(while_=lambda: self.holding)
 
     # -- following --------------------------------------------------------------------------------------------
 
@@ -429,11 +442,16 @@ class Partition:
             self.replica.commit(seq)
             self._progressed()
 
+    def stale(self) -> None:
+        """The owner that is followed acts under an older epoch than the one promised here."""
+        self._around.meters.refusals[Gate.STANDBY] += 1
+
     def fatal(self, error: BaseException) -> None:
         """A commit failed: the process must end."""
         self._around.on_fatal(error)
 
     def _grown(self) -> None:
+        self._grown_to = self._around.meters.grew(self.replica.last.seq, since=self._grown_to)
         if self.owned is not None:
             self.owned.grown()
         self._progressed()
@@ -461,7 +479,7 @@ class Partition:
         self._trimmer.stop()
         self._around.links.unfollow(self.spec.uid)
         self._depose(NotOwner("this shard does not hold the partition any more"))
-        self._route_changed.set()
+        self.waiting.changed()
         async with self._replica_changes:
             await self.replica.close()
 

@@ -17,7 +17,6 @@ from fencekv.codec import decode, encode
 from fencekv.errors import Invalid
 from fencekv_shard import limits
 
-PROTOCOL = 1
 CONNECT_SECONDS = 1.0
 
 Message = list[Any]

@@ -18,6 +18,8 @@ from fencekv.kube import HttpKube
 from fencekv.leases import MalformedLease, Session
 from fencekv_shard import limits
 from fencekv_shard.executor import WriterThreads
+from fencekv_shard.faults import CutKube, Cuts, CutTransport
+from fencekv_shard.meters import Meters
 from fencekv_shard.node import Node, NodeConfig
 from fencekv_shard.peer import TcpTransport
 from fencekv_shard.server import start_server
@@ -72,21 +74,26 @@ async def serve(environment: Mapping[str, str], *, on_fatal: Callable[[BaseExcep
     gc.set_threshold(GC_THRESHOLD, 20, 20)
     sys.setswitchinterval(SWITCH_SECONDS)
     clock = SystemClock()
-    threads = WriterThreads(clock=clock.now)
+    meters = Meters()
+    threads = WriterThreads(clock=clock.now, meters=meters)
     watching = asyncio.ensure_future(_watch(threads))
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stopping.set)
+    cuts = Cuts()
+    if environment.get("FENCEKV_FAULTS"):
+        cuts.listen(int(environment["FENCEKV_FAULTS"]))
     async with HttpKube(access, user_agent=f"fencekv-shard/{config.session.pod}") as kube:
         node = Node(
             config,
-            kube=kube,
+            kube=CutKube(kube, cuts),
             clock=clock,
-            transport=TcpTransport(),
+            transport=CutTransport(TcpTransport(), cuts),
             executor=threads,
             new_id=lambda: secrets.token_hex(8),
             on_fatal=on_fatal,
+            meters=meters,
         )
         host, _, port = config.http.rpartition(":")
         server = await start_server(node, host=host.strip("[]"), port=int(port))

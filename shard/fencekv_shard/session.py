@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from bisect import bisect_left
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any, Final, Protocol
 
 from fencekv import leases
 from fencekv.clock import Clock
+from fencekv.exposition import Histogram
 from fencekv.kube import LEASES, Kube, KubeAlreadyExists, KubeConflict, KubeError, KubeNotFound, Unclear
 from fencekv.leases import Session, SessionLease
 
@@ -43,25 +42,6 @@ class LeaseTimes:
 
     valid_seconds: int = 4
     renew_seconds: float = 1.0
-
-
-class Lateness:
-    """How late renewals left, as a histogram."""
-
-    def __init__(self) -> None:
-        self._counts = [0] * (len(LATENESS_BUCKETS) + 1)
-        self._sum = 0.0
-
-    def add(self, seconds: float) -> None:
-        """Counts one renewal."""
-        self._counts[bisect_left(LATENESS_BUCKETS, seconds)] += 1
-        self._sum += seconds
-
-    def report(self) -> dict[str, object]:
-        """For the shard's report: counts up to each bound, and of all."""
-        counts = list(accumulate(self._counts))
-        buckets = [[bound, count] for bound, count in zip(LATENESS_BUCKETS, counts, strict=False)]
-        return {"buckets": buckets, "count": counts[-1], "sum": self._sum}
 
 
 class Memory(Protocol):
@@ -94,7 +74,7 @@ class SessionKeeper:
     ) -> None:
         self.session = session
         self.times = times
-        self.lateness = Lateness()
+        self.lateness = Histogram(LATENESS_BUCKETS)  # how late renewals left
         self._kube, self._clock, self._memory = kube, clock, memory
         self._kvns, self._namespace = kvns, namespace
         self._lease: dict[str, Any] = {}

@@ -13,6 +13,7 @@ from fencekv.kube import Kube
 from fencekv_shard.executor import Executor
 from fencekv_shard.links import Links
 from fencekv_shard.memory import PodMemory
+from fencekv_shard.meters import Meters
 from fencekv_shard.owned import Rota
 from fencekv_shard.session import SessionKeeper
 
@@ -26,6 +27,7 @@ class Surroundings:
     clock: Clock
     session: SessionKeeper
     memory: PodMemory
+    meters: Meters
     rota: Rota
     folder: Path
     executor: Executor

@@ -23,7 +23,7 @@ from typing import Any, Final, Protocol
 
 from fencekv.errors import Invalid
 from fencekv.leases import Session
-from fencekv_shard import limits, peer
+from fencekv_shard import greeting, limits
 from fencekv_shard.base import decode_base
 from fencekv_shard.feed import Pings, Spawn, fields
 from fencekv_shard.folder import Seed
@@ -52,6 +52,10 @@ class Following(Protocol):
         """The owner says that entries up to `seq` are committed; all of them are here."""
         ...
 
+    def stale(self) -> None:
+        """The owner acts under an older epoch than the one promised here: it is refused."""
+        ...
+
     def fatal(self, error: BaseException) -> None:
         """A commit failed: the process must end."""
         ...
@@ -70,6 +74,8 @@ class Link:
         self._heard = True
         self._silent_seconds = 0.0
         self._numbers = 0
+        self._says = greeting.PROTOCOL
+        self._refused = ""  # why nothing can be said on this link, as it was logged last; empty: nothing was
 
     def follow(self, uid: str, following: Following) -> None:
         """Begins to follow a partition whose owner is there."""
@@ -161,14 +167,18 @@ class Link:
             backoff = min(backoff * 2, BACKOFF_SECONDS_MAX)
 
     async def _greet(self, channel: Channel) -> None:
-        await channel.send(["hello", peer.PROTOCOL, str(self._session), self._session.pod, self._kvns])
+        says, self._says = self._says, greeting.PROTOCOL  # what the next connection meets may be updated
         try:
-            async with asyncio.timeout(limits.PEER_SILENCE_SECONDS):
-                hello = await channel.receive()
-        except TimeoutError as error:
-            raise ChannelClosed("no hello") from error
-        if hello[:2] != ["hello", peer.PROTOCOL]:
-            raise ChannelClosed(f"not one of us: {hello[:2]}")
+            await greeting.call(channel, session=self._session, kvns=self._kvns, says=says)
+        except greeting.SaysFirst:
+            self._says = greeting.FIRST
+            raise
+        except greeting.Incompatible as error:
+            if str(error) != self._refused:
+                logger.warning("%s: not followed: %s", self.address, error)
+            self._refused = str(error)
+            raise
+        self._refused = ""
 
     async def _receive(self, channel: Channel) -> None:
         while True:
@@ -240,6 +250,7 @@ class _Stream:
                 self._link.hang_up()  # the next connection subscribes anew
         except (StalePromise, PromiseMoved) as error:
             logger.info("%s: %s", self._uid, error)
+            self._following.stale()
             await self._refuse("stale-epoch")
         except Closed as error:
             logger.info("%s: %s", self._uid, error)  # the partition leaves this shard, or its replica is exchanged
@@ -327,7 +338,7 @@ class _Stream:
         if entries:
             while replica.overlay_full and replica.needs_apply:
                 await replica.apply_step()
-            await self._confirm(epoch, await replica.append_copied(entries, epoch=epoch, chain=chain))
+            await self._confirm(replica, epoch, await replica.append_copied(entries, epoch=epoch, chain=chain))
         if not self._stopped and self._following.replica is replica and commit <= replica.last.seq:
             self._following.committed(commit)
 
@@ -343,11 +354,15 @@ class _Stream:
         if tail is not None:
             logger.warning("%s: divergent tail set aside in %s", self._uid, tail)
         self._backoff = BACKOFF_SECONDS_MIN
-        await self._confirm(epoch, min(seq, replica.last.seq))
+        await self._confirm(replica, epoch, min(seq, replica.last.seq))
 
-    async def _confirm(self, epoch: int, seq: int) -> None:
-        """`seq`: of the write that was just made. By now the replica may hold what another owner sent."""
-        await self._link.send(["confirm", self._uid, epoch, self._following.replica.replica_id, seq])
+    async def _confirm(self, replica: Replica, epoch: int, seq: int) -> None:
+        """`seq`: of the write that was just made. By now the replica may hold what another owner sent.
+
+        Or another one may be in its place, which does not hold it.
+        """
+        if self._following.replica is replica:
+            await self._link.send(["confirm", self._uid, epoch, replica.replica_id, seq])
 
     async def _refuse(self, reason: str) -> None:
         with contextlib.suppress(ChannelClosed):

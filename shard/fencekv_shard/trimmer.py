@@ -25,7 +25,7 @@ from fencekv_shard.base import Digest, Noted
 from fencekv_shard.engine import Engine
 from fencekv_shard.journal import Checkpoint, Entry
 from fencekv_shard.replica import Replica
-from fencekv_shard.store import CommitFailed, Corrupt, DiskFull
+from fencekv_shard.store import CommitFailed, Corrupt, DiskFull, Unreadable
 from fencekv_shard.view import Closed
 
 logger = logging.getLogger(__name__)
@@ -126,7 +126,8 @@ class Trimmer:
         if entry is None:
             return None
         spare = max(limits.TRIM_SECONDS_MIN, limits.TRIM_SHARE * window)
-        return entry.unix_ns / 1e9 + _kept_seconds(entry, window) + spare - self._clock.unix_ns() / 1e9
+        now_ns = self._clock.unix_ns()
+        return (_written_ns(replica, entry, now_ns) - now_ns) / 1e9 + _kept_seconds(entry, window) + spare
 
     def _wants_checkpoint(self, replica: Replica, engine: Engine) -> bool:
         """Whether the base is ahead of what the last checkpoint says."""
@@ -157,7 +158,7 @@ class Trimmer:
             self._on_fatal(error)
         except Corrupt as error:
             logger.error("%s: %s", self._name, error)
-            await self._on_contradiction()
+            await self._contradicted()
         finally:
             self._working = False
         if self._stopped:
@@ -166,6 +167,14 @@ class Trimmer:
             self.progressed()
         elif self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(limits.FOLD_AGAIN_SECONDS, self._try_again)
+
+    async def _contradicted(self) -> None:
+        try:
+            await self._on_contradiction()
+        except (DiskFull, Unreadable, Closed) as error:  # the replica is still there; it is looked at again
+            logger.warning("%s: not made anew: %s", self._name, error)
+        except CommitFailed as error:
+            self._on_fatal(error)
 
     def _try_again(self) -> None:
         self._timer = None
@@ -176,7 +185,8 @@ class Trimmer:
         window, now_ns = self._window_seconds(), self._clock.unix_ns()
 
         def old(entry: Entry) -> bool:
-            return entry.unix_ns + int(_kept_seconds(entry, window) * 1e9) <= now_ns
+            kept_ns = int(_kept_seconds(entry, window) * 1e9)
+            return _written_ns(replica, entry, now_ns) + kept_ns <= now_ns
 
         if not self._wants_checkpoint(replica, engine) and not await self._fold(replica, _held(engine), old):
             return False
@@ -234,6 +244,21 @@ class Trimmer:
 def _kept_seconds(entry: Entry, window: float) -> float:
     """How long an entry is kept. The result of a request with a key can be asked for again for a day."""
     return window if entry.idempotency is None else max(window, limits.IDEMPOTENCY_SECONDS_MIN)
+
+
+def _written_ns(replica: Replica, entry: Entry, now_ns: int) -> int:
+    """When an entry was written, at the latest, in unix ns.
+
+    One from the future was written by a clock that was wrong: what came behind it tells more, some of it is asked.
+    """
+    written, ahead, last = entry.unix_ns, 1, replica.last.seq
+    while written > now_ns and entry.seq < last:
+        seq = min(entry.seq + ahead, last)
+        written = min(written, replica.entry(seq).unix_ns)
+        if seq == last:
+            break
+        ahead *= 2
+    return written
 
 
 def _first_worth(replica: Replica) -> Entry | None:

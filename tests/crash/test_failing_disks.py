@@ -100,6 +100,23 @@ def test_a_failing_call_of_a_standby_leaves_what_it_confirmed(worker: int, libra
     assert ended[COMMIT_FAILED] > 0, ended
 
 
+@pytest.mark.parametrize(("life", "seed"), [("trimming", 3), ("seeded", 5)])
+def test_a_failing_call_of_trimming_or_seeding_leaves_base_and_journal_whole(
+    life: str, seed: int, library: Path, scratch: Path
+) -> None:
+    ended: Counter[int] = Counter()
+    with (
+        Recorder(library, scratch / "lives") as recorder,
+        Explorer(scratch, random.Random(seed), choices_max=4) as explorer,
+    ):
+        for name, recording in lives_with_failures(recorder, life, seed, terms=2, failures=("EIO",)):
+            assert recording.status in {0, 3, COMMIT_FAILED}, (name, recording.status, recording.said)
+            tally = explorer.explore(recording, first=fault_of(recording), distinct_max=DISTINCT_MAX // 2)
+            assert tally.findings == [], (name, recording.said)
+            ended[recording.status] += 1
+    assert ended[COMMIT_FAILED] > 0, ended
+
+
 @pytest.mark.parametrize(
     ("planted", "life", "word"),
     [

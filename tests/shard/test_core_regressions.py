@@ -69,6 +69,9 @@ class Standby:
     def committed(self, seq: int) -> None:
         self.replica.commit(seq)
 
+    def stale(self) -> None:
+        raise AssertionError
+
     def fatal(self, error: BaseException) -> None:
         raise error
 

@@ -76,7 +76,7 @@ async def test_http_and_frames_share_a_port_and_the_data(shard: Running, ask: Fr
             session, method="GET", url=f"http://127.0.0.1:{shard.port}/metrics", headers={}, timeout=10
         )
     assert (await ask.get("k")).value == b"from HTTP"
-    assert 'fencekv_requests_total{route="put",outcome="ok"} 2' in metrics.body.decode()
+    assert 'fencekv_requests_total{outcome="ok",route="put"} 2' in metrics.body.decode()
 
 
 # -- operations

@@ -18,6 +18,7 @@ from fencekv.leases import PartitionLease
 from fencekv_shard import limits
 from fencekv_shard.api import Committed, Consistency, Options
 from fencekv_shard.fence import Role
+from fencekv_shard.greeting import PROTOCOL
 from fencekv_shard.journal import Ownership
 from fencekv_shard.partition import Partition
 from fencekv_shard.peer import Message, TcpTransport
@@ -326,8 +327,19 @@ async def test_a_set_change_beside_a_move_does_not_leave_a_closed_epoch_on_the_l
     assert len(membership.members) == 2
 
 
+@pytest.mark.parametrize(("asked", "alone", "target"), [(1, 1, "s-1"), (1, None, ""), (0, 1, ""), (1, 0, "")])
+async def test_an_owner_is_asked_to_let_go_only_while_it_is_alone_and_under_its_epoch(
+    asked: int, alone: int | None, target: str, trio: Trio
+) -> None:
+    await owned(trio)
+    raw = await trio.kube.get(LEASES, NAMESPACE, leases.partition_lease_name("orders-0"))
+    said = leases.with_alone_since(leases.with_release_asked(raw, epoch=asked, target="s-1"), alone)
+    assert PartitionLease.parse(said).asked_target == target
+
+
+@pytest.mark.parametrize("way", ["over HTTP", "by its Lease"])
 async def test_an_owner_out_of_reach_of_its_standbys_lets_go_when_it_is_asked_to(
-    trio: Trio, monkeypatch: pytest.MonkeyPatch
+    way: str, trio: Trio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "ALONE_SECONDS", 0.5)
     monkeypatch.setattr(limits, "HELD_SECONDS_MAX", 0.5)
@@ -336,7 +348,11 @@ async def test_an_owner_out_of_reach_of_its_standbys_lets_go_when_it_is_asked_to
         cut_off(trio, pod, uid)
     under_way = asyncio.ensure_future(owner.submit(put("a", b"nobody has it"), OPTIONS))
     await until(lambda: owner.owned and owner.owned.membership.seen.alone_since == 1)
-    assert await trio.shards["sample-0"].node.release(uid, 1, "sample-1")
+    if way == "over HTTP":
+        assert await trio.shards["sample-0"].node.release(uid, 1, "sample-1")
+    else:
+        raw = await trio.kube.get(LEASES, NAMESPACE, leases.partition_lease_name("orders-0"))
+        await trio.kube.replace(LEASES, NAMESPACE, leases.with_release_asked(raw, epoch=1, target="sample-1"))
     with pytest.raises(Unknown):
         await under_way
     await until(lambda: owner.fence.role is Role.CLOSED)
@@ -371,13 +387,26 @@ async def test_a_standard_table_is_not_moved_away_from_what_only_its_owner_holds
 async def test_a_draining_shard_gives_its_partitions_away_before_its_session_ends(trio: Trio) -> None:
     uid, owner = await owned(trio)
     await owner.submit(put("a", b"1"), OPTIONS)
-    await trio.shards["sample-0"].node.drain()
-    lease = await trio.lease()
-    assert lease.is_released
-    await trio.stop("sample-0", release=True)
-    assert (await trio.lease()).is_released
+    draining = asyncio.ensure_future(trio.shards["sample-0"].node.drain())
+    async with asyncio.timeout(5):
+        while not (await trio.lease()).is_released:
+            await asyncio.sleep(0.01)
+    assert not draining.done(), "its successor counts it, and would wait for it"
+    assert trio.shards["sample-0"].node.live()
     await trio.grant("sample-1", uid)
-    assert await value(await trio.owner("sample-1", uid), "a") == b"1"
+    after = await trio.owner("sample-1", uid)
+    await asyncio.wait_for(draining, limits.SUCCESSION_SECONDS_MAX / 2)
+    await trio.stop("sample-0", release=True)
+    assert await value(after, "a") == b"1"
+
+
+async def test_a_draining_shard_does_not_wait_for_ever_for_a_successor(
+    trio: Trio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "SUCCESSION_SECONDS_MAX", 0.2)
+    await owned(trio)
+    await asyncio.wait_for(trio.shards["sample-0"].node.drain(), 5)
+    assert (await trio.lease()).is_released
 
 
 async def test_sigterm_while_an_epoch_is_opened_ends_cleanly(trio: Trio) -> None:
@@ -606,7 +635,7 @@ async def test_a_malformed_follower_harms_only_its_own_connection(trio: Trio, me
     filled = [owner.spec.uid if part == "uid" else part for part in message]
     address = trio.shards["sample-0"].node.config.peer
     channel = await TcpTransport().connect(address)
-    await channel.send(["hello", 1, "stranger/uid/n", "stranger", "sample"])
+    await channel.send(["hello", PROTOCOL, "stranger/uid/n", "stranger", "sample"])
     await channel.send(filled)
     await owner.submit(put("a", b"1"), OPTIONS)
     assert trio.shards["sample-0"].node.live()

@@ -23,6 +23,7 @@ from storage import UID, ids, owner, txn
 from fencekv.codec import encode
 from fencekv.errors import Invalid
 from fencekv_shard import folder as files
+from fencekv_shard import limits
 from fencekv_shard import store as store_module
 from fencekv_shard.audit import audit
 from fencekv_shard.base import Base, Fold, folded
@@ -475,6 +476,47 @@ def test_an_unreadable_environment_is_set_aside_too(tmp_path: Path) -> None:
     assert store.state.promised == 3
     store.close()
     assert (tmp_path / f"{UID}.aside-unknown-0" / "data.mdb").exists()
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "kept"),
+    [
+        ("ASIDE_REPLICAS_MAX", 2, ["b", "c"]),
+        ("ASIDE_REPLICAS_MAX", 0, ["b"]),  # what was set aside last is kept in any case
+        ("ASIDE_BYTES_MAX", 1, ["b"]),
+    ],
+)
+def test_of_replicas_set_aside_the_last_ones_are_kept(
+    limit: str, value: int, kept: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new_id = iter("edcba").__next__
+    monkeypatch.setattr(limits, "ASIDE_REPLICAS_MAX", 9)
+    stranger = tmp_path / f"{UID[:-1]}9.aside-0"
+    stranger.mkdir()
+    files.open_or_create(tmp_path, UID, new_id=new_id).close()
+    for number in range(1, 5):
+        os.utime(tmp_path / UID / "data.mdb", (number, number))
+        if number == 4:
+            monkeypatch.setattr(limits, limit, value)
+        store = files.replace_environment(tmp_path, UID, new_id=new_id, promised=number)
+        assert store.state.promised == number
+        store.close()
+    assert sorted(path.name[-1] for path in tmp_path.glob(f"{UID}.aside-*")) == kept
+    assert stranger.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "kept"),
+    [("TAILS_MAX", 2, [3, 4]), ("TAILS_BYTES_MAX", 9, [4]), ("TAILS_BYTES_MAX", 10, [3, 4])],
+)
+def test_of_tails_set_aside_the_last_ones_are_kept(
+    limit: str, value: int, kept: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, limit, value)
+    for seq in range(1, 5):
+        path = files.write_tail(tmp_path, UID, epoch=9 - seq, seq=seq, data=b"%05d" % seq)
+        os.utime(path, (seq, seq))
+    assert sorted(int(path.read_bytes()) for path in tmp_path.glob(f"{UID}.tail-*")) == kept
 
 
 def test_a_discarded_partition_leaves_nothing_and_its_neighbours_alone(tmp_path: Path) -> None:

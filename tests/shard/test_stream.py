@@ -6,11 +6,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from storage import UID, txn
+from engines import turns
+from storage import UID, Holding, ids, open_replica, txn
 from stream_standby import Standby
 
 from fencekv_shard.journal import ZERO_HASH, chain_hash, encode_entry, leaf_hash
 from fencekv_shard.peer import Message
+from fencekv_shard.replica import Replica
 
 
 @pytest.fixture
@@ -53,6 +55,24 @@ async def test_entries_that_are_not_what_the_owner_has_are_neither_kept_nor_conf
     assert [one for one in answers if one[0] == "confirm"] == []
     assert standby.follower.replica.last.seq == -1
     assert standby.follower.commits == []
+
+
+async def test_what_an_exchanged_replica_had_fsynced_is_not_confirmed(tmp_path: Path) -> None:
+    """The replica was made anew while its last append was under way."""
+    disk = Holding()
+    old = await Replica.open(tmp_path / "old", UID, executor=disk, new_id=ids())
+    standby = Standby(old)
+    await turns(100)
+    await standby.hears("truncate", UID, 1, 1, -1)
+    disk.hold()
+    assert await standby.hears(*append(1, -1, 0, 1)) == []
+    standby.follower.replica = await open_replica(tmp_path / "new")
+    before = len(standby.wire.sent)
+    disk.release()
+    await turns(100)
+    assert standby.wire.sent[before:] == []
+    await old.close()
+    await standby.end()
 
 
 async def test_an_owner_below_the_promise_is_told_so(standby: Standby) -> None:

@@ -56,12 +56,16 @@ def test_nothing_promised_is_broken_where_standbys_are_seeded(seed: int, monkeyp
     """A standby that follows anew is often sent the base, though entries would have done."""
     worlds: list[World] = []
     completed: list[Seed] = []
+    met: list[Feed] = []  # whoever followed anew beside a base
     common, complete = Feed._common, Seed.complete
 
     async def too_far(self: Feed) -> int | None:
         found = await common(self)
-        is_chosen = worlds[0].loop.rng(f"seeds-{self.member}-{self.engine.epoch}").random() < 0.5
-        return None if is_chosen and self.engine.replica.base.seq >= 0 else found
+        is_chosen = worlds[0].loop.rng(f"seeds-{self.member}-{self.engine.epoch}").random() < 0.75
+        if self.engine.replica.base.seq < 0:
+            return found
+        met.append(self)
+        return None if is_chosen else found
 
     def counted(self: Seed, *arguments: Any) -> None:
         completed.append(self)
@@ -72,4 +76,4 @@ def test_nothing_promised_is_broken_where_standbys_are_seeded(seed: int, monkeyp
     result = trimming(seed, worlds)
     assert not result.findings, "\n".join(result.findings)
     assert result.acknowledged > 10
-    assert completed, "nobody was seeded"
+    assert completed or (seed > SEEDS_FAST and not met), "nobody was seeded"

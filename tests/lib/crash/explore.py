@@ -14,7 +14,7 @@ import os
 import random
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +31,7 @@ GO_ON_EVERY: Final = 8  # one in so many states is worked on after the crash, an
 FINDINGS_MAX: Final = 5
 LONG_EVERY: Final = 5  # seeds: one is lived for long, and crashed in its last quarter, on a deeper tree
 LONG_TERMS: Final = 12
+STATES_A_LIFE: Final = 1500  # about, with those of its recoveries
 
 
 @dataclass(slots=True)
@@ -71,16 +72,27 @@ class Explorer:
         logging.disable(logging.NOTSET)
         self._loop.close()
 
-    def explore(self, recording: Recording, *, first: int = 0, distinct_max: int | None = None) -> Tally:
-        """Crashes a life at each of its points from event `first` on, until enough was found or tried."""
-        return self._explore(recording, Disk(str(recording.folder)), Story(), first, distinct_max)
+    def explore(
+        self, recording: Recording, *, first: int = 0, part: float = 1.0, distinct_max: int | None = None
+    ) -> Tally:
+        """Crashes a life at its points from event `first` on, until enough was found or tried.
+
+        `part`: at how many of them, chosen by chance.
+        """
+        return self._explore(recording, Disk(str(recording.folder)), Story(), first, part, distinct_max)
 
     def _explore(
-        self, recording: Recording, disk: Disk, story: Story, first: int, distinct_max: int | None
+        self,
+        recording: Recording,
+        disk: Disk,
+        story: Story,
+        first: int,
+        part: float,
+        distinct_max: int | None,
     ) -> Tally:
         seen, tally = dict[bytes, Found](), Tally(lives=1)
         for place in _played(recording, disk, story):
-            if place >= first:
+            if place >= first and (part == 1.0 or self._rng.random() < part):
                 self._crash(place, disk, story, seen, tally)
             if len(tally.findings) >= FINDINGS_MAX or (
                 distinct_max is not None and tally.distinct >= distinct_max
@@ -89,7 +101,9 @@ class Explorer:
         tally.acknowledged = story.acknowledged
         return tally
 
-    def explore_recoveries(self, recording: Recording, recorder: Recorder, *, count: int) -> Tally:
+    def explore_recoveries(
+        self, recording: Recording, recorder: Recorder, *, count: int, part: float = 1.0
+    ) -> Tally:
         """Crashes a life, lets another process open what is left, and crashes that one at each of its points.
 
         Half of them where a replica is made, cut or seeded anew, as far as there are such points.
@@ -107,7 +121,7 @@ class Explorer:
             disk.write(choice, folder)
             after = recorder.record("recovery", place, terms=1, folder=folder)
             assert after.status == 0, (place, choice, after.said)
-            tally = self._explore(after, disk.crashed(choice, str(folder)), copy.deepcopy(story), 0, None)
+            tally = self._explore(after, disk.crashed(choice, str(folder)), copy.deepcopy(story), 0, part, None)
             tally.findings = [f"crash at event {place}, keeping {choice}; then {text}" for text in tally.findings]
             total += tally
         return total
@@ -146,11 +160,11 @@ def _played(recording: Recording, disk: Disk, story: Story) -> Iterator[int]:
     yield len(recording.events)
 
 
-def lives(first: int, step: int) -> Iterator[tuple[str, int]]:
+def lives(kinds: Sequence[str], first: int, step: int) -> Iterator[tuple[str, int]]:
     """Lives to be recorded, without end: their kinds by turns, each with a seed of its own."""
     seed = first
     while True:
-        for life in LIVES:
+        for life in kinds:
             yield life, seed
         seed += step
 
@@ -164,22 +178,26 @@ def run(
     step: int = 1,
     choices_max: int = CHOICES_MAX,
     planted: str | None = None,
+    kinds: Sequence[str] = LIVES,
 ) -> Tally:
     """Records lives and explores them until so many distinct states were opened, or something was found.
 
-    Every so often a crash is followed by a second one, while the next process opens what the first one left.
+    Every so often a crash is followed by a second one, while the next process opens what the first one left. Where
+    few states are asked for, lives are crashed at some of their points alone, so that each kind has its share.
     """
+    part = min(1.0, states / len(kinds) / STATES_A_LIFE)
     total = Tally()
     explorer = Explorer(scratch, random.Random(first), choices_max=choices_max)
     with Recorder(library, scratch / "lives") as recorder, explorer:
-        for life, seed in lives(first, step):
+        for life, seed in lives(kinds, first, step):
             long = seed % LONG_EVERY == 0
             recording = recorder.record(life, seed, terms=LONG_TERMS if long else TERMS, planted=planted)
             assert recording.status == 0, recording.said
             first = len(recording.events) * 3 // 4 if long else 0
-            tally = explorer.explore(recording, first=first, distinct_max=states - total.distinct)
-            if not tally.findings and not planted:
-                tally += explorer.explore_recoveries(recording, recorder, count=choices_max // 2)
+            most = states - total.distinct
+            tally = explorer.explore(recording, first=first, part=part, distinct_max=most)
+            if not tally.findings and not planted and tally.distinct < most:
+                tally += explorer.explore_recoveries(recording, recorder, count=choices_max // 2, part=part)
             tally.findings = [f"{life} {seed}: {finding}" for finding in tally.findings]
             total += tally
             if total.findings or total.distinct >= states:

@@ -15,6 +15,7 @@ from storage import UID, Inline, txn
 
 from crash.story import Found
 from fencekv_shard import journal
+from fencekv_shard.base import unpack_row
 from fencekv_shard.memory import PodMemory
 from fencekv_shard.replica import Replica
 from fencekv_shard.store import Corrupt
@@ -43,8 +44,11 @@ async def observe(folder: Path, *, go_on: bool = False) -> Found:
             closed_epoch=replica.closed_epoch,
             applied_seq=replica.applied_seq,
             commit_seq=replica.commit_seq,
+            base_seq=replica.base.seq,
+            first_seq=replica.first_seq,
             journal=_journal(replica),
             items=_items(replica),
+            base=_base(replica),
             tails=_tails(folder),
             renewal=renewal,
             suspect=suspect,
@@ -91,11 +95,17 @@ async def _gone_on(folder: Path, replica: Replica) -> Replica:
 
 def _journal(replica: Replica) -> tuple[str, ...]:
     digests: list[str] = []
-    while len(digests) <= replica.last.seq:
-        raw = replica.raw(len(digests), _PAGE, 1 << 30)
-        assert raw, len(digests)
+    while (following := replica.first_seq + len(digests)) <= replica.last.seq:
+        raw = replica.raw(following, _PAGE, 1 << 30)
+        assert raw, following
         digests += [digest_of(entry) for entry in raw]
     return tuple(digests)
+
+
+def _base(replica: Replica) -> tuple[tuple[str, str], ...]:
+    page = replica.base_page(b"", count_max=_PAGE, bytes_max=1 << 30)
+    assert len(page) < _PAGE
+    return tuple((key.decode(), unpack_row(row).value.hex()) for key, row in page)
 
 
 def _items(replica: Replica) -> tuple[tuple[str, str], ...]:

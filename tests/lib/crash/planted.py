@@ -9,7 +9,9 @@ from typing import Any, Final
 import lmdb
 
 from fencekv_shard import folder, store
+from fencekv_shard.engine import Engine
 from fencekv_shard.replica import Replica
+from fencekv_shard.trimmer import Trimmer
 
 
 def open_with(**changes: Any) -> Callable[[], None]:
@@ -37,29 +39,34 @@ def _without_metasync() -> None:
     open_with(metasync=False)
 
 
-def _state_in_a_transaction_of_its_own() -> None:
-    real = lmdb.open
-    lmdb.open = lambda *arguments, **options: _Apart(real(*arguments, **options))  # type: ignore[assignment]
+def _apart(key: bytes) -> Callable[[], None]:
+    """The row of `meta` under this key is written in a transaction of its own."""
+
+    def plant() -> None:
+        real = lmdb.open
+        lmdb.open = lambda *arguments, **options: _Apart(real(*arguments, **options), key)  # type: ignore[assignment]
+
+    return plant
 
 
 class _Apart:
-    """An environment whose `meta.state` is written behind each commit, by a second one."""
+    """An environment one row of which is written behind each commit, by a second one."""
 
-    def __init__(self, real: Any) -> None:
-        self._real = real
+    def __init__(self, real: Any, key: bytes) -> None:
+        self._real, self._key = real, key
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)
 
     def begin(self, *arguments: Any, **options: Any) -> Any:
         txn = self._real.begin(*arguments, **options)
-        return _ApartTxn(self._real, txn) if options.get("write") else txn
+        return _ApartTxn(self._real, txn, self._key) if options.get("write") else txn
 
 
 class _ApartTxn:
-    def __init__(self, env: Any, real: Any) -> None:
-        self._env, self._real = env, real
-        self._state: tuple[Any, dict[str, Any]] | None = None
+    def __init__(self, env: Any, real: Any, key: bytes) -> None:
+        self._env, self._real, self._key = env, real, key
+        self._row: tuple[Any, dict[str, Any]] | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)
@@ -71,17 +78,17 @@ class _ApartTxn:
         return self._real.__exit__(*error)
 
     def put(self, key: bytes, value: bytes, **options: Any) -> Any:
-        if key != b"state":
+        if key != self._key:
             return self._real.put(key, value, **options)
-        self._state = (value, options)
+        self._row = (value, options)
         return True
 
     def commit(self) -> None:
         self._real.commit()
-        if self._state is not None:
-            value, options = self._state
+        if self._row is not None:
+            value, options = self._row
             with self._env.begin(write=True) as txn:
-                txn.put(b"state", value, **options)
+                txn.put(self._key, value, **options)
 
 
 def _acknowledged_before_the_commit() -> None:
@@ -109,6 +116,29 @@ def _without_fsync_of_files() -> None:
 def _without_fsync_of_folders() -> None:
     for module in (folder, store):
         module.sync_folder = lambda path: None  # type: ignore[attr-defined]
+
+
+def _trimmed_before_the_checkpoint() -> None:
+    real = Trimmer._make_checkpoint
+
+    async def hasty(self: Trimmer, replica: Replica, engine: Engine) -> bool:
+        await self._fold(replica, replica.commit_seq, lambda _entry: True)
+        await self._trim(replica, replica.base.seq)
+        return await real(self, replica, engine)
+
+    Trimmer._make_checkpoint = hasty  # type: ignore[method-assign]
+
+
+def _moved_aside_before_the_seed_is_complete() -> None:
+    real = folder.Seed.complete
+
+    def late(self: folder.Seed, replica_id: str, promises: folder.Promises) -> None:
+        path = self._path.with_suffix("")
+        path.rename(path.with_suffix(f".aside-for-{replica_id}"))
+        folder.sync_folder(path.parent)
+        real(self, replica_id, promises)
+
+    folder.Seed.complete = late  # type: ignore[method-assign]
 
 
 def _failed_commits_taken_for_good() -> None:
@@ -139,10 +169,13 @@ def _failed_fsyncs_tried_again() -> None:
 PLANTED: Final[dict[str, Callable[[], None]]] = {
     "without sync": _without_sync,
     "without metasync": _without_metasync,
-    "state in a transaction of its own": _state_in_a_transaction_of_its_own,
+    "state in a transaction of its own": _apart(b"state"),
     "acknowledged before the commit": _acknowledged_before_the_commit,
     "without fsync of files": _without_fsync_of_files,
     "without fsync of folders": _without_fsync_of_folders,
+    "trimmed before the checkpoint": _trimmed_before_the_checkpoint,
+    "base in a transaction of its own": _apart(b"base"),
+    "moved aside before the seed is complete": _moved_aside_before_the_seed_is_complete,
 }
 
 # These show on a failing disk only.

@@ -12,7 +12,7 @@ from typing import Any, Final, Self
 
 from crash.shim import Event, Op, preloaded, read_log
 
-LIVES: Final = ("owner", "standby")
+LIVES: Final = ("owner", "threads", "trimming", "standby", "seeded")
 TERMS: Final = 3
 
 _LIB: Final = Path(__file__).resolve().parents[1]

@@ -9,16 +9,20 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A journal entry as the program handed it in. `writes`: (key, value in hex; None: deleted)."""
+    """A journal entry as the program handed it in. `writes`: (key, value in hex; None: deleted).
+
+    `checkpoint_at`: up to where it lets the journal be trimmed; None: it is no checkpoint.
+    """
 
     digest: str
     writes: tuple[tuple[str, str | None], ...]
+    checkpoint_at: int | None = None
 
 
 @dataclass(slots=True)
@@ -29,13 +33,19 @@ class Phase:
     ends: set[int] = field(default_factory=lambda: {0})  # lengths that it can be found with: whole appends
     durable: int = 0  # so many entries at least
     applied_seq: int = -1  # at least
+    base_seq: int = -1  # at least
+    first_seq: int = 0  # of the entries that are left, at least
+    seeded: int = 0  # so many entries it began with in its base alone
     replica_id: str | None = None  # None: not told yet; any id that no earlier phase had
     tails: frozenset[tuple[str, ...]] = frozenset()  # what was cut off on the way here: digests of its records
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """What was found on a disk after a crash. `problem`: it could not be opened, or contradicts itself."""
+    """What was found on a disk after a crash. `problem`: it could not be opened, or contradicts itself.
+
+    `items` and `base`: (key, value in hex) in order, at the journal's end and at base_seq.
+    """
 
     problem: str = ""
     replica_id: str = ""
@@ -43,11 +53,19 @@ class Found:
     closed_epoch: int = 0
     applied_seq: int = -1
     commit_seq: int = -1
-    journal: tuple[str, ...] = ()  # digests of its entries
-    items: tuple[tuple[str, str], ...] = ()  # (key, value in hex), in order
+    base_seq: int = -1
+    first_seq: int = 0
+    journal: tuple[str, ...] = ()  # digests of its entries from first_seq on
+    items: tuple[tuple[str, str], ...] = ()
+    base: tuple[tuple[str, str], ...] = ()
     tails: frozenset[tuple[str, ...]] = frozenset()  # digests of the records of each tail that was set aside
     renewal: int = 0
     suspect: bool = False
+
+    @property
+    def length(self) -> int:
+        """How many entries the journal has had."""
+        return self.first_seq + len(self.journal)
 
 
 class Story:
@@ -80,16 +98,25 @@ class Story:
         """A client was told an error, which promises nothing here."""
 
     def _on_opened(
-        self, *, replica_id: str, length: int, promised: int, closed_epoch: int, applied_seq: int
+        self,
+        *,
+        replica_id: str,
+        length: int,
+        promised: int,
+        closed_epoch: int,
+        applied_seq: int,
+        base_seq: int,
+        first_seq: int,
     ) -> None:
         """A process reads what is there, perhaps after a crash: what may have been is settled by that."""
         fitting = [p for p in self._phases if p.replica_id == replica_id and p.durable <= length in p.ends]
-        fitting = fitting or [p for p in self._phases if p.replica_id is None and length == 0]
+        fitting = fitting or [p for p in self._phases if p.replica_id is None and length == p.durable]
         assert fitting, (replica_id, length)
         phase = fitting[-1]
         self._ids.update(p.replica_id for p in self._phases if p.replica_id not in {None, replica_id})
         self._phases = [phase]
         phase.replica_id, phase.durable, phase.applied_seq = replica_id, length, applied_seq
+        phase.base_seq, phase.first_seq = base_seq, first_seq
         phase.ends = {end for end in phase.ends if end <= length}
         del phase.entries[length:]
         assert self._promised[0] <= promised <= self._promised[1], (promised, self._promised)
@@ -102,10 +129,9 @@ class Story:
         """Whether one journal is giving way to another, or the replica is being made."""
         return len(self._phases) > 1 or self._phases[0].replica_id is None
 
-    def _on_appending(self, *, entries: list[tuple[str, list[tuple[str, str | None]]]]) -> None:
+    def _on_appending(self, *, entries: Sequence[Sequence[Any]]) -> None:
         phase = self._phases[-1]
-        for digest, writes in entries:
-            phase.entries.append(Written(digest, _pairs(writes)))
+        phase.entries += _entries(entries)
         phase.ends.add(len(phase.entries))
 
     def _on_appended(self, *, seq: int) -> None:
@@ -124,6 +150,12 @@ class Story:
     def _on_applied(self, *, seq: int) -> None:
         self._phases[-1].applied_seq = seq
 
+    def _on_folded(self, *, seq: int) -> None:
+        self._phases[-1].base_seq = seq
+
+    def _on_trimmed(self, *, first: int) -> None:
+        self._phases[-1].first_seq = first
+
     def _on_promising(self, *, epoch: int) -> None:
         self._promised[1] = max(self._promised[1], epoch)
 
@@ -141,13 +173,17 @@ class Story:
         tail = tuple(entry.digest for entry in old.entries[length:])
         kept = {end for end in old.ends if end < length} | {length}
         tails = old.tails | {tail}
-        cut = Phase(old.entries[:length], kept, length, old.applied_seq, old.replica_id, tails)
+        cut = replace(old, entries=old.entries[:length], ends=kept, durable=length, tails=tails)
         self._phases.append(cut)
         self._acknowledged = {seq: writes for seq, writes in self._acknowledged.items() if seq < length}
 
-    def _on_seeding(self, *, promised: int) -> None:
+    def _on_seeding(self, *, entries: Sequence[Sequence[Any]], promised: int) -> None:
         self._on_promising(epoch=promised)
-        self._phases.append(Phase(tails=self._phases[-1].tails))
+        seeded = Phase(_entries(entries), tails=self._phases[-1].tails)
+        seeded.durable = seeded.seeded = seeded.first_seq = len(entries)
+        seeded.base_seq = seeded.applied_seq = len(entries) - 1
+        seeded.ends = {len(entries)}
+        self._phases.append(seeded)
         self._acknowledged = {}
 
     def _on_cut(self) -> None:
@@ -188,8 +224,9 @@ class Story:
             return f"renewal {found.renewal}, carried out {self._renewal}"
         if found.suspect not in self._suspect:
             return f"suspect: {found.suspect}, which is not what it was told"
-        if not found.applied_seq <= found.commit_seq < len(found.journal):
-            return f"applied {found.applied_seq}, committed {found.commit_seq} of {len(found.journal)} entries"
+        if not found.first_seq - 1 <= found.base_seq <= found.applied_seq <= found.commit_seq < found.length:
+            order = (found.first_seq, found.base_seq, found.applied_seq, found.commit_seq, found.length)
+            return f"first, base, applied, committed, length: {order}"
         return ""
 
     def _phase_problem(self, phase: Phase, found: Found) -> str:
@@ -199,15 +236,18 @@ class Story:
                 return f"replica {found.replica_id} came back"
         elif phase.replica_id != found.replica_id:
             return f"replica {found.replica_id} instead of {phase.replica_id}"
-        length = len(found.journal)
+        length = found.length
         if length < phase.durable:
             return f"{length} entries, {phase.durable} were durable"
         if length not in phase.ends:
             return f"{length} entries: part of what was appended at once"
-        if found.journal != tuple(entry.digest for entry in phase.entries[:length]):
+        if found.journal != tuple(entry.digest for entry in phase.entries[found.first_seq : length]):
             return "an entry that was never handed in"
         if found.applied_seq < phase.applied_seq:
             return f"applied up to {found.applied_seq}, was {phase.applied_seq}"
+        problem = _trimming_problem(phase, found)
+        if problem:
+            return problem
         if not phase.tails <= found.tails:
             return "a tail was cut off, and is in no file"
         for seq, writes in self._acknowledged.items():
@@ -216,6 +256,24 @@ class Story:
         if found.items != _items(phase.entries[:length]):
             return "the keys do not follow from the transactions"
         return ""
+
+
+def _trimming_problem(phase: Phase, found: Found) -> str:
+    if found.base_seq < phase.base_seq:
+        return f"the base is at {found.base_seq}, was at {phase.base_seq}"
+    if found.first_seq < phase.first_seq:
+        return f"the journal begins at {found.first_seq}, was trimmed up to {phase.first_seq}"
+    applied = phase.entries[: found.applied_seq + 1]
+    vouched = max((entry.checkpoint_at + 1 for entry in applied if entry.checkpoint_at is not None), default=0)
+    if found.first_seq > max(vouched, phase.seeded):
+        return f"trimmed up to {found.first_seq}, the last checkpoint that is there speaks of {vouched}"
+    if found.base != _items(phase.entries[: found.base_seq + 1]):
+        return "the base does not follow from the transactions"
+    return ""
+
+
+def _entries(told: Sequence[Sequence[Any]]) -> list[Written]:
+    return [Written(digest, _pairs(writes), at) for digest, writes, at in told]
 
 
 def _pairs(writes: Sequence[Sequence[str | None]]) -> tuple[tuple[str, str | None], ...]:

@@ -1,0 +1,108 @@
+"""Feeding standbys, message by message: what an owner believes, and what it does not wait for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from engines import Bench, bench, put, turns
+from storage import UID
+from stream_owner import OwnerSide, Standby
+from trimming import applied, checkpoint_of, fold, trim
+
+from fencekv_shard import limits
+from fencekv_shard.api import Durability
+from fencekv_shard.greeting import PROTOCOL
+from fencekv_shard.journal import ZERO_HASH
+
+EPOCH = 3
+
+
+@pytest.fixture
+async def own(tmp_path: Path) -> AsyncIterator[Bench]:
+    owner = await bench(tmp_path / "own", epoch=EPOCH, durability=Durability.STANDARD, replicas=("sample-0",))
+    await owner.opened()
+    for number in range(9):
+        await owner.submit(put(f"k{number}", b"v%d" % number))
+    yield owner
+    await owner.replica.close()
+
+
+@pytest.fixture
+async def side(own: Bench) -> AsyncIterator[OwnerSide]:
+    owner = OwnerSide(own)
+    yield owner
+    await owner.end()
+
+
+async def greeted(side: OwnerSide, pod: str = "sample-1") -> Standby:
+    standby = side.dialled()
+    await standby.says("hello", PROTOCOL, f"{pod}/uid/0000000000000004", pod, "sample")
+    return standby
+
+
+async def following(side: OwnerSide, *, replica: str = "r1", last: int = -1, chain: bytes = ZERO_HASH) -> Standby:
+    standby = await greeted(side)
+    await standby.says("subscribe", UID, 1, replica, 0, last, 0, chain)
+    return standby
+
+
+async def test_a_confirmation_of_another_replica_counts_for_nobody(own: Bench, side: OwnerSide) -> None:
+    """A replica that was made anew meanwhile does not hold what the one before it had fsynced."""
+    standby = await following(side, replica="r2")
+    await standby.says("confirm", UID, EPOCH, "r1", own.replica.last.seq)
+    assert own.engine.confirmed == {}
+    await standby.says("confirm", UID, EPOCH, "r2", 4)
+    assert own.engine.confirmed == {"sample-1/r2": 4}
+
+
+async def test_an_answer_to_another_probe_decides_nothing(own: Bench, side: OwnerSide) -> None:
+    replica, last = own.replica, own.replica.last.seq
+    standby = await greeted(side)
+    heard = await standby.says("subscribe", UID, 1, "r1", 0, last, 0, b"x" * 32)  # it diverged at the last entry
+    for _ in range(10):
+        [message] = heard or [None]
+        assert message is not None
+        if message[0] != "probe":
+            break
+        seq = message[4]
+        assert await standby.says("hash", UID, EPOCH, seq - 1, b"y" * 32) == []
+        heard = await standby.says("hash", UID, EPOCH, seq, replica.chain_at(seq) if seq < last else b"x" * 32)
+        heard = heard[:1]
+    assert heard[0] is not None
+    assert heard[0][:5] == ["truncate", UID, EPOCH, 1, last - 1]
+
+
+async def test_a_standby_that_dials_again_is_heard_on_the_new_connection_alone(side: OwnerSide) -> None:
+    first, other = await following(side), await greeted(side, "sample-2")
+    second = await following(side)
+    assert first.heard() == [None]
+    assert await second.says("ping", 7) == [["pong", 7]]
+    assert await other.says("ping", 8) == [["pong", 8]]
+
+
+async def test_a_standby_that_takes_no_seed_does_not_hold_trimming_up(
+    own: Bench, side: OwnerSide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "SEED_PAGES_WINDOW", 1)
+    monkeypatch.setattr(limits, "SEED_STALL_SECONDS", 0.05)
+    replica, at = own.replica, own.replica.last.seq
+    await applied(replica, at)
+    await fold(replica, at)
+    await own.engine.journal_checkpoint(checkpoint_of([replica.entry(seq) for seq in range(at + 1)], at))
+    await applied(replica, at + 1)
+    await trim(replica)
+    frozen = await following(side)
+    assert [message and message[0] for message in frozen.heard()] == []
+    assert await replica.fold_step(at + 1, old=lambda _entry: True) == 0, "the base is not being sent"
+    await asyncio.wait_for(ended(frozen), 5)
+    await turns()
+    assert await replica.fold_step(at + 1, old=lambda _entry: True) == 1
+
+
+async def ended(standby: Standby) -> None:
+    """Waits until the connection has ended."""
+    while await standby.next() is not None:
+        pass
