@@ -20,7 +20,7 @@ import yaml
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 PAGE: Final = ROOT / "docs/crds.md"
-KINDS: Final = ("kvnamespaces", "kvtables", "kvpartitions")
+KINDS: Final = ("kvnamespaces", "kvtables", "kvpartitions", "kvoperations")
 
 Schema = Mapping[str, Any]
 

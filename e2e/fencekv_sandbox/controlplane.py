@@ -37,6 +37,15 @@ READY_SECONDS_MAX: Final = 60.0
 STOP_SECONDS_MAX: Final = 15.0
 ADMIN: Final = "admin"
 PR_SET_PDEATHSIG: Final = 1
+# What service accounts asked for and were answered; everybody else is of no interest.
+AUDIT_POLICY: Final = """
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+  - {level: Metadata, userGroups: ["system:serviceaccounts"]}
+  - {level: None}
+"""
 
 
 class AssetsMissing(RuntimeError):
@@ -165,9 +174,19 @@ class Process:
 class ControlPlane:
     """A running etcd and kube-apiserver."""
 
-    def __init__(self, assets: Assets, folder: Path, *, users: Mapping[str, Sequence[str]], fsync: bool) -> None:
+    def __init__(
+        self,
+        assets: Assets,
+        folder: Path,
+        *,
+        users: Mapping[str, Sequence[str]],
+        fsync: bool,
+        audit: bool = False,
+    ) -> None:
         self.assets = assets
         self.folder = folder
+        # What each service account asked for, one JSON object a line; None: it is not written.
+        self.audit_log = folder / "audit.log" if audit else None
         self.etcd_data = folder / "etcd"
         self._etcd_port, peer_port, self.port = free_ports(3)
         self.tokens = {name: secrets.token_hex(16) for name in users}
@@ -296,8 +315,14 @@ class ControlPlane:
 
     def _apiserver_command(self) -> list[str]:
         key = str(self.folder / "service-accounts.key")
+        audit: list[str] = []
+        if self.audit_log is not None:
+            policy = self.folder / "audit-policy.yaml"
+            policy.write_text(AUDIT_POLICY, encoding="utf-8")
+            audit = ["--audit-policy-file", str(policy), "--audit-log-path", str(self.audit_log)]
         return [
             str(self.assets.kube_apiserver),
+            *audit,
             "--etcd-servers", f"http://{HOST}:{self._etcd_port}",
             "--cert-dir", str(self.folder / "certs"),
             "--bind-address", HOST,
@@ -355,13 +380,14 @@ async def control_plane(
     folder: Path | None = None,
     users: Mapping[str, Sequence[str]] | None = None,
     fsync: bool = False,
+    audit: bool = False,
 ) -> AsyncIterator[ControlPlane]:
     """Run a control plane; `users` maps further names to their groups, `folder` None is a temporary one."""
     assets = find_assets(os.environ if environment is None else environment)
     everybody = {ADMIN: ("system:masters",), **(users or {})}
     place = folder or Path(tempfile.mkdtemp(prefix="fencekv-control-plane-"))
     place.mkdir(parents=True, exist_ok=True)
-    plane = ControlPlane(assets, place, users=everybody, fsync=fsync)
+    plane = ControlPlane(assets, place, users=everybody, fsync=fsync, audit=audit)
     try:
         await plane.start()
         yield plane

@@ -59,7 +59,8 @@ class Owner:
 class Sandbox:
     """Open it with `async with`. `kubeconfig` None: with the embedded API server, on `port` (0: as last time).
 
-    `shard_environment` is set for every shard, `operator_environment` for every operator.
+    `shard_environment` is set for every shard, `operator_environment` for every operator; `operator_kubeconfig` is
+    what operators ask with (None: with `kubeconfig`, as everybody else here).
     """
 
     def __init__(
@@ -77,10 +78,12 @@ class Sandbox:
         single_address: bool | None = None,
         shard_environment: Mapping[str, str] | None = None,
         operator_environment: Mapping[str, str] | None = None,
+        operator_kubeconfig: Path | None = None,
     ) -> None:
         self.data = data.resolve()
         self.namespace = namespace
         self.kubeconfig = kubeconfig or self.data / "kubeconfig"
+        self._operator_kubeconfig = operator_kubeconfig or self.kubeconfig
         self.operators: list[OperatorProcess] = []
         self.server: Server | None = None  # None: the API server is somebody else's, or the sandbox is not open
         self.kube: HttpKube
@@ -136,7 +139,7 @@ class Sandbox:
             self.operators.append(
                 OperatorProcess(
                     number=len(self.operators),
-                    kubeconfig=self.kubeconfig,
+                    kubeconfig=self._operator_kubeconfig,
                     data=self.data,
                     environment=self._operator_environment,
                 )

@@ -20,18 +20,20 @@ import secrets
 import signal
 import socket
 import sys
-from collections import Counter
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any, Final
 
 from fencekv.access import Access, NoAccess, find
 from fencekv.clock import SystemClock
 from fencekv.kube import KV_NAMESPACES, KV_PARTITIONS, KV_TABLES, HttpKube, KubeError, Unclear
-from fencekv_operator import probes
+from fencekv_operator import drill_client, metrics, probes
+from fencekv_operator.drill import Surroundings
 from fencekv_operator.events import Recorder
 from fencekv_operator.facts import PartitionFacts
 from fencekv_operator.failover import Failover
 from fencekv_operator.leader import Leader
+from fencekv_operator.operate import Cluster, Operations
+from fencekv_operator.placement import preferring
 from fencekv_operator.reconcile import Reconciler
 from fencekv_operator.settings import OperatorSettings
 from fencekv_operator.shards import HttpShardClient
@@ -82,6 +84,11 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--identity", default=identity, help="name in the leader's Lease; must be unique")
     parser.add_argument("--image", default=environment.get("FENCEKV_IMAGE", DEFAULT_IMAGE), help="of the shards")
     parser.add_argument(
+        "--priority-class",
+        default=environment.get("FENCEKV_PRIORITY_CLASS", ""),
+        help="PriorityClass of the shards; default: the cluster's default",
+    )
+    parser.add_argument(
         "--log-level",
         default=environment.get("FENCEKV_LOG_LEVEL", "info"),
         choices=["debug", "info", "warning", "error"],
@@ -105,11 +112,14 @@ class Operator:
             kube=self._kube,
             clock=self._clock,
             chance=chance,
-            operator=OperatorSettings(image=options.image, namespace=access.namespace),
+            operator=OperatorSettings(
+                image=options.image, namespace=access.namespace, priority_class=options.priority_class
+            ),
             facts=self._facts,
             leading=lambda: self._leader.leading,
             post=self._recorder.post,
             kube_namespace=self._kube_namespace,
+            answered_at=lambda: self._failover.quorum_read_at,
         )
         self._failover = Failover(
             kube=self._kube,
@@ -120,6 +130,52 @@ class Operator:
             leading=lambda: self._leader.leading,
             on_transition=self._reconciler.on_transition,
             on_change=self._reconciler.on_change,
+            preference=self._reconciler.preferences.of,
+            step_down=self._leader.step_down,
+        )
+        self._operations = Operations(
+            kube=self._kube,
+            shards=self._shards,
+            cluster=self._cluster(),
+            around=Surroundings(
+                kube=self._kube,
+                clock=self._clock,
+                connect=lambda namespace, kvns: drill_client.connect(
+                    kvns, kubeconfig=options.kubeconfig, kube_namespace=namespace
+                ),
+                probe=drill_client.probe,
+                facts=self._facts,
+            ),
+            chance=chance,
+            runner=f"{options.identity}/{secrets.token_hex(8)}",
+            namespace=self._kube_namespace,
+            leading=lambda: self._leader.leading,
+            post=self._recorder.post,
+        )
+
+    def _cluster(self) -> Cluster:
+        cache = self._reconciler.cache
+
+        def partitions_of(namespace: str, table: str) -> list[dict[str, Any]]:
+            of_table = [
+                each
+                for each in cache.all(KV_PARTITIONS)
+                if each["metadata"]["namespace"] == namespace and each["spec"]["table"] == table
+            ]
+            return sorted(of_table, key=lambda each: int(each["spec"]["index"]))
+
+        async def prefer(partition: dict[str, Any], pod: str) -> None:
+            metadata, replicas = partition["metadata"], partition["spec"]["replicas"]
+            patch = {"spec": {"replicas": list(preferring(replicas, pod))}}
+            await self._kube.patch(KV_PARTITIONS, metadata["namespace"], metadata["name"], patch)
+
+        return Cluster(
+            facts=self._facts,
+            partition=lambda namespace, name: cache.get(KV_PARTITIONS, namespace, name),
+            partitions_of=partitions_of,
+            tables=lambda: cache.all(KV_TABLES),
+            order=self._failover.mover.order,
+            prefer=prefer,
         )
 
     def _facts(self, namespace: str, partition: str) -> PartitionFacts | None:
@@ -134,6 +190,7 @@ class Operator:
         parts: dict[str, Coroutine[Any, Any, None]] = {
             "elector": self._leader.run(),
             "failover": self._failover.run(),
+            "operations": self._operations.run(),
             "reconciler": self._reconciler.run(),
             "recorder": self._recorder.run(),
             "watches": self._watches(stop),
@@ -224,26 +281,27 @@ class Operator:
         health = probes.Health(
             ticked_at=lambda: self._failover.ticked_at,
             quorum_read_at=lambda: self._failover.quorum_read_at,
-            gauges=self._gauges,
+            metrics=lambda: metrics.render(self._picture()),
         )
         return probes.application(health, self._clock)
 
-    def _gauges(self) -> Mapping[str, float]:
+    def _picture(self) -> metrics.Picture:
         cache = self._reconciler.cache
-        phases = Counter((each.get("status") or {}).get("phase", "Pending") for each in cache.all(KV_PARTITIONS))
-        return {
-            "leading": float(self._leader.leading),
-            "namespaces": len(cache.all(KV_NAMESPACES)),
-            "tables": len(cache.all(KV_TABLES)),
-            "partitions": sum(phases.values()),
-            "partitions_not_ready": sum(phases.values()) - phases["Ready"],
-            "queue_length": len(self._reconciler.queue),
-            "actions": self._reconciler.performed,
-            "failures": self._reconciler.failed,
-            "events_dropped": self._recorder.dropped,
-            "failover_tick_age_seconds": self._clock.now() - self._failover.ticked_at,
-            "quorum_read_age_seconds": self._clock.now() - self._failover.quorum_read_at,
-        }
+        return metrics.Picture(
+            leading=self._leader.leading,
+            namespaces=len(cache.all(KV_NAMESPACES)),
+            tables=cache.all(KV_TABLES),
+            partitions=cache.all(KV_PARTITIONS),
+            operations=self._operations.objects(),
+            sessions=self._failover.session_states(),
+            queue_length=len(self._reconciler.queue),
+            actions=self._reconciler.performed,
+            failures=self._reconciler.failed,
+            events_dropped=self._recorder.dropped,
+            tick_age_seconds=self._clock.now() - self._failover.ticked_at,
+            quorum_read_age_seconds=self._clock.now() - self._failover.quorum_read_at,
+            phases=self._failover.phases,
+        )
 
 
 if __name__ == "__main__":

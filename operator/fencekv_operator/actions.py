@@ -12,6 +12,7 @@ from typing import Any
 
 from fencekv.kube import Resource
 from fencekv_operator.events import Notice
+from fencekv_operator.rollout import Restart
 
 Object = dict[str, Any]
 
@@ -68,6 +69,16 @@ class DeleteOrphan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RestartPod:
+    """Delete a shard pod gracefully, if quorum reads show that it still is the time to."""
+
+    namespace: str
+    kvns: str
+    restart: Restart
+    notice: Notice  # to be posted if it was deleted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MakeLease:
     """Make the record of a partition that was never granted; one of an earlier namesake gives way to it."""
 
@@ -99,4 +110,6 @@ class Emit:
     notice: Notice
 
 
-Action = Create | Update | Delete | DeleteAll | DeleteOrphan | MakeLease | DropLease | PatchStatus | Emit
+Action = (
+    Create | Update | Delete | DeleteAll | DeleteOrphan | RestartPod | MakeLease | DropLease | PatchStatus | Emit
+)

@@ -13,13 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from fencekv.kube import PODS, Resource
 from fencekv.leases import LABEL_NAMESPACE
 
 Object = dict[str, Any]
 Name = tuple[str, str]  # Kubernetes namespace, name
+
+POD_CONDITIONS: Final = frozenset({"Ready", "PodScheduled"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,10 @@ class Cache:
         names = self._members.get((resource.plural, namespace, kvns), ())
         found = (self.get(resource, namespace, name) for name in sorted(names))
         return [obj for obj in found if obj is not None]
+
+    def count_of_kvns(self, resource: Resource, namespace: str, kvns: str) -> int:
+        """How many objects of a kind belong to a KVNamespace; as cheap as it gets."""
+        return len(self._members.get((resource.plural, namespace, kvns), ()))
 
     def put(self, resource: Resource, obj: Object) -> bool:
         """Takes an object; says whether that is news."""
@@ -134,5 +140,26 @@ def _slim(resource: Resource, obj: Object) -> Object:
     meta = {key: value for key, value in obj["metadata"].items() if key != "managedFields"}
     if resource is PODS:
         node = (obj.get("spec") or {}).get("nodeName", "")
-        return {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": {"nodeName": node}}
+        return {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": meta,
+            "spec": {"nodeName": node},
+            "status": _slim_pod_status(obj.get("status") or {}),
+        }
     return {**obj, "metadata": meta}
+
+
+def _slim_pod_status(status: Mapping[str, Any]) -> Object:
+    return {
+        "conditions": [
+            {key: each[key] for key in ("type", "status", "message") if key in each}
+            for each in status.get("conditions") or ()
+            if each.get("type") in POD_CONDITIONS
+        ],
+        "containerStatuses": [
+            {"state": {"waiting": each["state"]["waiting"]}}
+            for each in status.get("containerStatuses") or ()
+            if "waiting" in (each.get("state") or {})
+        ],
+    }

@@ -13,17 +13,21 @@ from typing import Any, Final
 Object = dict[str, Any]
 
 # Keys under which an object holds our entries and no others: what we do not name is to go.
-EXACT: Final = frozenset({"nodeSelector", "matchLabels"})
+EXACT: Final = frozenset({"nodeSelector", "matchLabels", "updateStrategy"})
 _UNITS: Final = {
     "m": Decimal("0.001"),
     "k": Decimal(10**3),
     "M": Decimal(10**6),
     "G": Decimal(10**9),
     "T": Decimal(10**12),
+    "P": Decimal(10**15),
+    "E": Decimal(10**18),
     "Ki": Decimal(2**10),
     "Mi": Decimal(2**20),
     "Gi": Decimal(2**30),
     "Ti": Decimal(2**40),
+    "Pi": Decimal(2**50),
+    "Ei": Decimal(2**60),
 }
 
 
@@ -57,11 +61,12 @@ def merge_patch(ours: Object, theirs: Object, *, exact: bool = False) -> Object:
 
 
 def _same_quantity(ours: Any, theirs: Any) -> bool:
-    mine, other = _quantity(ours), _quantity(theirs)
+    mine, other = quantity(ours), quantity(theirs)
     return mine is not None and mine == other
 
 
-def _quantity(value: Any) -> Decimal | None:
+def quantity(value: Any) -> Decimal | None:
+    """A quantity such as `500m`, `2Gi` or 3 as a number; None: it is none."""
     if isinstance(value, bool) or not isinstance(value, int | str):
         return None
     text = str(value)

@@ -32,6 +32,7 @@ class Trouble(enum.StrEnum):
     DEGRADED = "Degraded"  # no member of the in-sync set is reachable
     BLOCKED = "Blocked"  # the owner cannot reach minInSync standbys
     SUSPECT = "RecordSuspect"  # not every replica has reported
+    HELD = "Held"  # a person holds its failover
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,3 +76,4 @@ class PartitionFacts:
     replicas: tuple[ReplicaFacts, ...]  # the last reports, fresh or not
     trouble: Trouble
     detail: str  # a sentence for people; names the pods that are missing
+    planned: bool = False  # the epoch was granted because the earlier owner let go

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Final
 
 from fencekv.clock import Chance, Clock
@@ -36,12 +36,14 @@ from fencekv.leases import (
 from fencekv_operator.facts import PartitionFacts, Reason, Transition, Trouble
 from fencekv_operator.grants import Settled, Writer
 from fencekv_operator.knowledge import Key, Knowledge, Reports
+from fencekv_operator.mover import Mover
 from fencekv_operator.ownership import (
     AskRelease,
     Blocked,
     Decision,
     Degraded,
     Grant,
+    Held,
     Nothing,
     Partition,
     Suspect,
@@ -49,10 +51,13 @@ from fencekv_operator.ownership import (
     Wait,
     decide,
 )
+from fencekv_operator.phases import Phases
+from fencekv_operator.placing import Preference
 from fencekv_operator.reports import Report
 from fencekv_operator.sessions import terminated_messages
 from fencekv_operator.shards import ShardClient
 from fencekv_operator.silence import Reading
+from fencekv_operator.waiting import bounded, event_within
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +67,7 @@ TICK_SECONDS: Final = 1.0
 READ_SECONDS: Final = 1.0
 READ_GAP_SECONDS: Final = 0.02  # between two quorum reads, however many hints come
 REPORT_SECONDS: Final = 1.0
+MUTE_SECONDS: Final = 0.2  # what a round grants a shard that did not answer last time: the others are not to wait
 POLL_SECONDS: Final = 2.0
 POLL_SOON_SECONDS: Final = 0.25
 LIVELY_SECONDS: Final = 3.0  # after a change of a record: reports are polled as fast as they may be
@@ -86,17 +92,22 @@ class Failover:
         leading: Callable[[], bool],
         on_transition: Callable[[str, Transition], None],
         on_change: Callable[[str, str], None],
+        preference: Callable[[str, str], Preference] = lambda _namespace, _partition: Preference.NONE,
+        step_down: Callable[[str], None] = lambda _why: None,
     ) -> None:
         """Watches over one Kubernetes namespace (None: all of them).
 
         `on_transition` gets the Kubernetes namespace and what was done; `on_change` the Kubernetes namespace and
-        the name of a partition whose facts changed.
+        the name of a partition whose facts changed. `preference` says how much a partition, by Kubernetes
+        namespace and name, is to be owned by its first pod. `step_down` is told why another one may do better.
         """
         self._kube, self._shards, self._clock, self._chance = kube, shards, clock, chance
         self._namespace, self._leading = namespace, leading
-        self._on_transition, self._on_change = on_transition, on_change
+        self._on_transition, self._on_change, self._step_down = on_transition, on_change, step_down
         self._writer = Writer(kube=kube, clock=clock, leading=leading)
         self._knows = Knowledge(clock)
+        self.phases = Phases()
+        self.mover = Mover(knows=self._knows, shards=shards, clock=clock, leading=leading, preference=preference)
         self._dead_hints: set[tuple[str, Session]] = set()
         self._mute: set[tuple[str, Session]] = set()  # whose last report failed
         self._asked_at: dict[str, float] = {}  # by partition UID
@@ -124,6 +135,7 @@ class Failover:
             group.create_task(self._observe())
             group.create_task(self._act())
             group.create_task(self._poll())
+            group.create_task(self.mover.run())
 
     async def _keep(self, informer: Informer) -> None:
         while True:
@@ -133,6 +145,10 @@ class Failover:
     def facts(self, namespace: str, partition: str) -> PartitionFacts | None:
         """What is known of a partition; None: it is not known itself."""
         return self._knows.facts((namespace, partition))
+
+    def session_states(self) -> Mapping[str, int]:
+        """How many sessions are live, doubted and over."""
+        return self._knows.session_states()
 
     # Hints: where to look, and when. Never proof.
 
@@ -186,7 +202,7 @@ class Failover:
             await asyncio.sleep(READ_GAP_SECONDS)
             regular = began + TICK_SECONDS - self._clock.now()
             # A proof that lacks half a second does not wait for a whole tick.
-            await _event_within(self._read_soon, min(regular, self._knows.seconds_to_next_proof()))
+            await event_within(self._read_soon, min(regular, self._knows.seconds_to_next_proof()))
 
     async def _read_sessions(self) -> None:
         sent = self._clock.now()
@@ -206,6 +222,7 @@ class Failover:
         for namespace in sorted(found.keys() | set(self._knows.namespaces())):
             book = self._knows.book(namespace)
             for session in book.observe(found.get(namespace, []), reading, holders.get(namespace, {})):
+                self.phases.over(session, book.over[session], heard_at=reading.answered, at=reading.answered)
                 logger.info("session %s is over: %s", session, book.over[session])
             book.watch_pods(sorted(placed.get(namespace, ())), reading)
 
@@ -221,13 +238,13 @@ class Failover:
                 await self._guarded(self._round(), "a round of the failover loop")
 
     async def _round(self) -> None:
-        await _bounded(SESSIONS_AT_ONCE, (self._fence_again(*undone) for undone in self._undone()))
-        await _bounded(SESSIONS_AT_ONCE, (self._end_session(*doubted) for doubted in self._doubted()))
+        await bounded(SESSIONS_AT_ONCE, (self._fence_again(*undone) for undone in self._undone()))
+        await bounded(SESSIONS_AT_ONCE, (self._end_session(*doubted) for doubted in self._doubted()))
         keys = [key for key in sorted(self._knows.partitions) if self._look(key)]
         if keys:
             pods = {(key[0], pod) for key in keys for pod in self._knows.pods_of(self._knows.partitions[key])}
-            reports = await self._fetch(sorted(pods))
-            await _bounded(PARTITIONS_AT_ONCE, (self._settle(key, reports) for key in keys))
+            reports = await self._fetch(sorted(pods), mute_seconds=MUTE_SECONDS)
+            await bounded(PARTITIONS_AT_ONCE, (self._settle(key, reports) for key in keys))
         if self._clock.now() >= self._collected_at + COLLECT_SECONDS:
             self._collected_at = self._clock.now()
             await self._collect()
@@ -264,6 +281,8 @@ class Failover:
     async def _end_session(self, namespace: str, session: Session) -> None:
         """Fences a session for proof (b) or (c), if there is one."""
         book, sign = self._knows.book(namespace), self._clock.now()
+        if session in book.tracks:
+            self.phases.doubted(session, heard_at=book.tracks[session].heard.since, at=sign)
         is_dead = await self._writer.has_died(namespace, session)
         track = book.tracks.get(session)
         if track is None or session in book.over:
@@ -271,6 +290,7 @@ class Failover:
         if is_dead:
             if await self._writer.fence_dead(namespace, session, kvns=track.kvns):
                 book.mark_over(session, Reason.TERMINATED, sign=sign)
+                self.phases.over(session, Reason.TERMINATED, heard_at=track.heard.since, at=self._clock.now())
                 logger.info("session %s is over: its container terminated", session)
         elif book.is_due(session, self._knows.duration_seconds(namespace, track.kvns)):
             # Nothing is awaited between this look at what was heard and the departure of the write.
@@ -278,6 +298,7 @@ class Failover:
             heard = track.heard
             if await self._writer.fence_silent(namespace, track, raw=seen.raw if seen else None):
                 book.mark_over(session, Reason.SILENT, sign=heard.since)
+                self.phases.over(session, Reason.SILENT, heard_at=heard.since, at=self._clock.now())
                 logger.info("session %s is over: silent for %.1f s heard", session, heard.seconds)
             else:
                 book.restart(session)
@@ -300,7 +321,9 @@ class Failover:
         cached = self._knows.leases.get(key)
         if cached is not None:
             decision = decide(self._knows.view(partition, cached, reports))
-            if isinstance(decision, Nothing | Wait | Degraded | Blocked):
+            if isinstance(decision, Nothing | Wait | Degraded | Blocked | Held):
+                if isinstance(decision, Degraded | Blocked) and self._knows.renews(key[0], decision.missing):
+                    self._step_down(f"{partition.name}: {decision.detail}")
                 self._decided(partition, decision)
                 return
 
@@ -335,6 +358,14 @@ class Failover:
             to_epoch=grant.epoch,
             seconds=now - began,
         )
+        self.phases.granted(
+            partition.uid,
+            epoch=grant.epoch,
+            reason=grant.reason,
+            before=before.session if before is not None else None,
+            began=began,
+            at=now,
+        )
         logger.info("%s granted: %s", partition.name, transition)
         self._knows.granted(partition, grant.epoch, reports)
         self._decided(partition, Nothing())
@@ -353,8 +384,12 @@ class Failover:
             self._decided(partition, Blocked(missing=(ask.target,), detail=detail))
             return
         self._asked_at[partition.uid] = now
-        agreed = await self._shards.release(ask.http, partition.uid, ask.epoch, ask.target)
-        outcome = "agreed to release the partition" if agreed else "did not release the partition"
+        agreed = bool(ask.http) and await self._shards.release(ask.http, partition.uid, ask.epoch, ask.target)
+        if not agreed:
+            agreed = await self._writer.ask_release(partition, epoch=ask.epoch, target=ask.target)
+            outcome = "is asked by its Lease to release the partition" if agreed else "could not be asked"
+        else:
+            outcome = "agreed to release the partition"
         detail = f"the owner cannot reach {ask.target} and {outcome} to it"
         self._decided(partition, Blocked(missing=(ask.target,), detail=detail))
 
@@ -364,7 +399,7 @@ class Failover:
         self._note(partition, decision)
 
     def _note(self, partition: Partition, decision: Decision) -> None:
-        trouble, detail = _trouble_of(decision)
+        trouble, detail = trouble_of(decision)
         if self._knows.troubled(partition, trouble, detail):
             if trouble is not Trouble.NONE:
                 logger.warning("%s: %s: %s", partition.name, trouble, detail)
@@ -404,9 +439,9 @@ class Failover:
             # Spread out, so that several operators and many shards do not fall into step.
             pause = POLL_SECONDS * (0.75 + self._chance.random() / 2) - POLL_SOON_SECONDS
             if self._clock.now() >= self._lively_until:
-                await _event_within(self._poll_soon, pause)
+                await event_within(self._poll_soon, pause)
 
-    async def _fetch(self, pods: Iterable[Key]) -> dict[Key, Report]:
+    async def _fetch(self, pods: Iterable[Key], *, mute_seconds: float = REPORT_SECONDS) -> dict[Key, Report]:
         """Asks every one of these pods that has a live session; a silent one takes one time-out for all."""
         fresh: dict[Key, Report] = {}
 
@@ -417,7 +452,7 @@ class Failover:
                 return
             session = seen.lease.session
             try:
-                async with asyncio.timeout(REPORT_SECONDS):
+                async with asyncio.timeout(mute_seconds if (key[0], session) in self._mute else REPORT_SECONDS):
                     report = await self._shards.report(seen.lease.http)
             except TimeoutError:
                 report = None
@@ -430,10 +465,11 @@ class Failover:
             now = book.live(key[1])
             if now is not None and report.session == now.lease.session:
                 fresh[key] = report
+                self.phases.reported(report.replicas, at=self._clock.now())
                 for name in self._knows.reported(key[0], report):
                     self._on_change(key[0], name)
 
-        await _bounded(REPORTS_AT_ONCE, (ask(key) for key in pods))
+        await bounded(REPORTS_AT_ONCE, (ask(key) for key in pods))
         return fresh
 
     async def _guarded(self, work: Awaitable[object], what: str) -> None:
@@ -444,7 +480,8 @@ class Failover:
             logger.exception("failed: %s", what)
 
 
-def _trouble_of(decision: Decision) -> tuple[Trouble, str]:
+def trouble_of(decision: Decision) -> tuple[Trouble, str]:
+    """What people are shown of a decision."""
     match decision:
         case Wait():
             return decision.trouble, decision.detail
@@ -454,30 +491,7 @@ def _trouble_of(decision: Decision) -> tuple[Trouble, str]:
             return Trouble.DEGRADED, decision.detail
         case Blocked():
             return Trouble.BLOCKED, decision.detail
+        case Held():
+            return Trouble.HELD, decision.detail
         case _:
             return Trouble.NONE, ""
-
-
-async def _event_within(event: asyncio.Event, seconds: float) -> None:
-    """Waits for an event, but not for longer than that."""
-    if seconds <= 0:
-        return
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        return
-
-
-async def _bounded(at_once: int, works: Iterable[Awaitable[None]]) -> None:
-    """Runs them side by side, so many at once; an error in one is logged and does not stop the others."""
-    gate = asyncio.Semaphore(at_once)
-
-    async def run(work: Awaitable[None]) -> None:
-        async with gate:
-            try:
-                await work
-            except Exception:
-                logger.exception("failed: one of many")
-
-    await asyncio.gather(*(run(work) for work in works))

@@ -38,6 +38,7 @@ from fencekv.leases import (
     new_session_lease,
     partition_lease_name,
     session_lease_name,
+    with_release_asked,
 )
 from fencekv_operator.facts import Reason
 from fencekv_operator.ownership import Decision, Grant, Partition, View, Wait, decide
@@ -146,6 +147,23 @@ class Writer:
                 after = PartitionLease.parse(written)
                 return Settled(decision=decision, lease=after, raw=written, before=lease, is_granted=True)
         return _unsettled("its Lease keeps changing, or the API server does not answer")
+
+    async def ask_release(self, partition: Partition, *, epoch: int, target: str) -> bool:
+        """Asks the owner of `epoch`, by its Lease, to release the partition to a pod; whether that stands there.
+
+        An owner that is alone may be out of the operator's reach as well, and still hear the API server.
+        """
+        try:
+            raw, lease = await self._read(partition)
+            if raw is None or lease is None or lease.epoch != epoch or lease.is_released or not self._leading():
+                return False
+            if lease.asked_target != target:
+                body = with_release_asked(raw, epoch=epoch, target=target)
+                await self._kube.replace(LEASES, partition.namespace, body, timeout=STEP_SECONDS)
+        except (KubeError, Unclear, MalformedLease) as error:
+            logger.info("%s: its owner could not be asked to let go: %s", partition.name, error)
+            return False
+        return True
 
     async def raise_status(self, partition: Partition, epoch: int) -> None:
         """Leaves the epoch in the KVPartition's status, as a floor for when its Lease is lost. Best effort."""

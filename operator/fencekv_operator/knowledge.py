@@ -43,6 +43,7 @@ class Knowledge:
         self._clock = clock
         self._durations: dict[Key, float] = {}
         self._epochs: dict[str, int] = {}  # by partition UID
+        self._planned: dict[str, int] = {}  # by partition UID: the last epoch that was granted after a release
         self._absent_since: dict[str, float] = {}  # by partition UID: when a quorum read first found no Lease
         self._cleared: dict[str, tuple[int, frozenset[Session]]] = {}  # by partition UID
 
@@ -56,6 +57,7 @@ class Knowledge:
             self.partitions.pop(key, None)
             for memory in (self.troubles, self.signs, self._epochs, self._absent_since, self._cleared):
                 memory.pop(partition.uid, None)
+            self._planned.pop(partition.uid, None)
             self.doubtful.discard(partition.uid)
         else:
             self.partitions[key] = partition
@@ -65,7 +67,7 @@ class Knowledge:
         """Takes a partition Lease; gives the partition's key."""
         metadata = item["metadata"]
         key = (metadata["namespace"], metadata["name"].removeprefix(LEASE_PREFIX))
-        self.leases.pop(key, None)
+        before = self.leases.pop(key, None)
         if kind != "DELETED":
             try:
                 lease = PartitionLease.parse(item)
@@ -73,6 +75,8 @@ class Knowledge:
                 return key  # As good as none; a quorum read will say what is wrong with it.
             self.leases[key] = lease
             self._saw_epoch(lease.partition_uid, lease.epoch)
+            if before is not None and before.is_released and lease.epoch == before.epoch + 1:
+                self._planned[lease.partition_uid] = lease.epoch
         return key
 
     def space_changed(self, kind: str, item: Object) -> None:
@@ -162,6 +166,21 @@ class Knowledge:
         for key, partition in self.partitions.items():
             found.setdefault(key[0], set()).update(self.pods_of(partition))
         return found
+
+    def session_states(self) -> dict[str, int]:
+        """How many sessions are live, doubted and over."""
+        counts = {"live": 0, "doubted": 0, "over": 0}
+        for book in self.sessions.values():
+            for session, track in book.tracks.items():
+                state = "over" if session in book.over else "doubted" if track.doubted else "live"
+                counts[state] += 1
+        return counts
+
+    def renews(self, namespace: str, pods: Iterable[str]) -> bool:
+        """Whether one of these pods is heard to renew its session: others than this process may reach it."""
+        book = self.book(namespace)
+        alive = [seen.lease.session for pod in pods if (seen := book.live(pod)) is not None]
+        return any(not book.tracks[session].doubted for session in alive if session in book.tracks)
 
     def pods_of(self, partition: Partition) -> set[str]:
         """The pods that may hold a replica of a partition."""
@@ -262,6 +281,7 @@ class Knowledge:
             replicas=tuple(self._replica_facts(partition)),
             trouble=trouble,
             detail=detail,
+            planned=lease is not None and self._planned.get(partition.uid) == lease.epoch,
         )
 
     def _replica_facts(self, partition: Partition) -> Iterable[ReplicaFacts]:

@@ -8,6 +8,7 @@ Invariants:
     of the Lease's time ago, by this process's own clock: no answers, no leading.
   * Another one's Lease is taken over only after it was heard to stand still for its time (see `silence`), or was
     given back, and only by a CAS on what was heard.
+  * Who steps down does not lead from that moment on, whatever write of its own is still on its way.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from fencekv.clock import Clock
 from fencekv.kube import LEASES, Kube, KubeError, KubeNotFound, Unclear
 from fencekv.leases import RENEWAL, micro_time
 from fencekv_operator.silence import Heard, Reading
+from fencekv_operator.waiting import event_within
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +30,9 @@ Object = dict[str, Any]
 NAME: Final = "fencekv-operator"
 REQUEST_SECONDS: Final = 1.0
 TRUSTED_PART: Final = 2 / 3
+LEASE_SECONDS: Final = 4  # below D: a node that takes an owner and the leader along costs no more than the owner
+RESTING_SECONDS: Final = 3.0  # after stepping down: another candidate, which looks each second, comes first
+STEPS_DOWN_EACH_SECONDS: Final = 60.0  # at most: it did not help, or there is nobody else
 
 
 class Leader:
@@ -40,7 +45,7 @@ class Leader:
         namespace: str,
         identity: str,
         clock: Clock,
-        lease_seconds: int = 6,
+        lease_seconds: int = LEASE_SECONDS,
         renew_seconds: float = 1,
     ) -> None:
         self._kube, self._clock = kube, clock
@@ -49,13 +54,28 @@ class Leader:
         self._sent: float | None = None  # of the last renewal known to be carried out; None: we do not hold it.
         self._heard: Heard | None = None  # None: nothing was read yet.
         self._released = False
+        self._rests_until = self._stepped_down_at = float("-inf")
+        self._roused = asyncio.Event()
 
     @property
     def leading(self) -> bool:
         """Whether this process may act now."""
-        if self._sent is None or self._released:
+        if self._sent is None or self._released or self._rests:
             return False
         return self._clock.now() < self._sent + self._lease_seconds * TRUSTED_PART
+
+    @property
+    def _rests(self) -> bool:
+        return self._clock.now() < self._rests_until
+
+    def step_down(self, why: str) -> None:
+        """Lets another candidate lead, if there is one: this one cannot do what is to be done."""
+        now = self._clock.now()
+        if not self.leading or now < self._stepped_down_at + STEPS_DOWN_EACH_SECONDS:
+            return
+        logger.warning("%s steps down: %s", self._identity, why)
+        self._stepped_down_at, self._rests_until = now, now + RESTING_SECONDS
+        self._roused.set()
 
     async def run(self) -> None:
         """Takes part until it is cancelled."""
@@ -67,7 +87,8 @@ class Leader:
                 logger.warning("leader Lease: %s", error)
             if self.leading != was_leading:
                 logger.info("%s %s", self._identity, "leads" if self.leading else "does not lead")
-            await asyncio.sleep(self._renew_seconds)
+            self._roused.clear()
+            await event_within(self._roused, self._renew_seconds)
 
     async def release(self) -> None:
         """Gives the Lease back, so that another one need not wait. Nothing is led from here on."""
@@ -75,12 +96,14 @@ class Leader:
         if not held:
             return
         try:
-            lease = await self._kube.get(LEASES, self._namespace, NAME, timeout=REQUEST_SECONDS)
-            if lease["spec"].get("holderIdentity") == self._identity:
-                lease["spec"].pop("holderIdentity")
-                await self._kube.replace(LEASES, self._namespace, lease, timeout=REQUEST_SECONDS)
+            await self._give_back(await self._kube.get(LEASES, self._namespace, NAME, timeout=REQUEST_SECONDS))
         except (KubeError, Unclear) as error:
             logger.info("leader Lease not given back: %s", error)
+
+    async def _give_back(self, lease: Object) -> None:
+        if lease["spec"].get("holderIdentity") == self._identity:
+            lease["spec"].pop("holderIdentity")
+            await self._kube.replace(LEASES, self._namespace, lease, timeout=REQUEST_SECONDS)
 
     async def _step(self) -> None:
         """One look at the Lease, and a write if it is ours, free, or heard to stand still."""
@@ -96,6 +119,10 @@ class Leader:
         reading = Reading(sent=sent, answered=self._clock.now())
         holder = lease["spec"].get("holderIdentity") or ""
         self._hear(lease, holder, reading)
+        if self._rests:
+            self._sent = None
+            await self._give_back(lease)
+            return
         # Its name is its pod's: an earlier process of that pod has ended before this one began.
         if holder in {"", self._identity} or self._is_silent(lease):
             await self._write(lease)

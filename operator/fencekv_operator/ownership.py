@@ -19,6 +19,7 @@ What holds of every `Grant` that `decide` returns:
         entry and not the promised one, because a replica may have promised an epoch of which it holds
         nothing, and then knows an older set than its peers.
   * Loss that a person accepted: only where no member of the set can be reached; the set becomes the new owner.
+  * While a person holds the failover, only a first grant and the end of a move that the owner began are granted.
 
 Reports must be older than the Lease that they are compared with: an owner writes the Lease first and the replicas
 learn of it afterwards, so a report above a *later* read Lease means that the Lease fell back.
@@ -30,7 +31,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from fencekv.leases import ACCEPT_LOSS, PartitionLease, Session, pod_of
+from fencekv.leases import ACCEPT_LOSS, HOLD_FAILOVER, PartitionLease, Session, pod_of
 from fencekv_operator.facts import Reason, Trouble
 from fencekv_operator.reports import OWNING, Replica
 
@@ -51,12 +52,14 @@ class Partition:
     epoch: int  # of its status; 0: none
     accepted_loss: int | None  # None: no loss was accepted.
     deleting: bool
+    held: str | None = None  # why a person holds its failover; None: nobody does.
 
     @classmethod
     def parse(cls, item: Mapping[str, Any]) -> Partition:
         """Reads a KVPartition as the API server, which has checked it, gives it."""
         metadata, spec = item["metadata"], item["spec"]
-        accepted = (metadata.get("annotations") or {}).get(ACCEPT_LOSS, "")
+        notes = metadata.get("annotations") or {}
+        accepted = notes.get(ACCEPT_LOSS, "")
         return cls(
             namespace=metadata["namespace"],
             name=metadata["name"],
@@ -67,6 +70,7 @@ class Partition:
             epoch=int((item.get("status") or {}).get("epoch") or 0),
             accepted_loss=int(accepted) if accepted.isascii() and accepted.isdigit() else None,
             deleting=bool(metadata.get("deletionTimestamp")),
+            held=notes.get(HOLD_FAILOVER),
         )
 
 
@@ -142,10 +146,17 @@ class Blocked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """There would be something to do, but a person holds the failover."""
+
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AskRelease:
     """The owner cannot reach its standbys, but the operator can: the owner is asked to let go."""
 
-    http: str
+    http: str  # empty: it does not answer here, and is asked by its Lease
     epoch: int
     target: str  # a pod
 
@@ -164,11 +175,24 @@ class Grant:
     from_pod: str  # empty: nobody owned it, or nobody knows who did
 
 
-Decision = Nothing | Wait | Suspect | Degraded | Blocked | AskRelease | Grant
+Decision = Nothing | Wait | Suspect | Degraded | Blocked | Held | AskRelease | Grant
 
 
 def decide(view: View) -> Decision:
     """What is to be done about one partition."""
+    decision = _decide(view)
+    if view.partition.held is None or not isinstance(decision, Grant | AskRelease):
+        return decision
+    if isinstance(decision, Grant) and decision.reason in {Reason.CREATED, Reason.RELEASED}:
+        return decision
+    where = decision.target if isinstance(decision, AskRelease) else decision.session.pod
+    reason = f" ({view.partition.held})" if view.partition.held else ""
+    return Held(
+        detail=f"its failover to {where} is held{reason}; remove the annotation {HOLD_FAILOVER} to let it go on"
+    )
+
+
+def _decide(view: View) -> Decision:
     lease = view.lease
     if view.partition.deleting:
         return Nothing()
@@ -326,7 +350,8 @@ def _owner_alone(view: View, lease: PartitionLease) -> Decision:
         if answer.member in lease.in_sync and answer.session.pod != lease.session.pod and _is_able(answer)
     ]
     if standbys:
-        return AskRelease(http=lease.owner_http, epoch=lease.epoch, target=_best(standbys).session.pod)
+        http = lease.owner_http if lease.session.pod in view.answers else ""
+        return AskRelease(http=http, epoch=lease.epoch, target=_best(standbys).session.pod)
     pods = sorted({pod_of(member) for member in lease.in_sync} - {lease.session.pod})
     detail = f"{lease.session.pod} cannot reach enough standbys; missing: {', '.join(pods) or 'none is in sync'}"
     return Blocked(missing=tuple(pods), detail=detail)

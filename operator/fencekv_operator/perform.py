@@ -2,6 +2,7 @@
 
 Invariants:
   * Every answer goes into the cache, so that the next plan knows of it before any watch does.
+  * A pod is restarted only while quorum reads show it as it was planned on, and the in-sync sets that this needs.
   * A partition's record is made only while a quorum read shows that very partition without an epoch, and deleted
     only while one shows that its partition is gone.
 """
@@ -12,8 +13,17 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-from fencekv.kube import KV_PARTITIONS, LEASES, Kube, KubeAlreadyExists, KubeNotFound, Resource
-from fencekv.leases import PARTITION_UID, partition_lease_name
+from fencekv.kube import KV_PARTITIONS, LEASES, PODS, Kube, KubeAlreadyExists, KubeNotFound, Resource
+from fencekv.leases import (
+    KIND_PARTITION,
+    LABEL_KIND,
+    LABEL_NAMESPACE,
+    PARTITION_UID,
+    MalformedLease,
+    PartitionLease,
+    partition_lease_name,
+    pod_of,
+)
 from fencekv_operator import resources
 from fencekv_operator.actions import (
     Action,
@@ -25,9 +35,11 @@ from fencekv_operator.actions import (
     Emit,
     MakeLease,
     PatchStatus,
+    RestartPod,
     Update,
 )
 from fencekv_operator.events import Notice
+from fencekv_operator.rollout import Shard
 
 Object = dict[str, Any]
 
@@ -70,6 +82,8 @@ class Performer:
                     await self._delete(resource, namespace, meta["name"], uid=meta["uid"])
             case DeleteOrphan():
                 await self._delete_orphan(action)
+            case RestartPod():
+                await self._restart(action)
             case MakeLease(partition=partition):
                 await self._make_lease(partition)
             case DropLease(namespace=namespace, partition=name):
@@ -97,6 +111,35 @@ class Performer:
         if owner is not None and owner["metadata"]["uid"] == orphan.owner_uid:
             return
         await self._delete(orphan.resource, orphan.namespace, orphan.name, uid=orphan.uid)
+
+    async def _restart(self, action: RestartPod) -> None:
+        planned = action.restart.shard
+        pod = await self.look(PODS, action.namespace, planned.pod)
+        if pod is None:
+            return
+        shard = Shard.parse(pod)
+        if (shard.uid, shard.ready, shard.leaving) != (planned.uid, planned.ready, planned.leaving):
+            return
+        if action.restart.in_sync and not await self._are_in_sync(action):
+            return  # The statuses that this was planned on lag behind; they come, and with them the next plan.
+        await self._delete(PODS, action.namespace, shard.pod, uid=shard.uid)
+        self._post(action.notice)
+
+    async def _are_in_sync(self, action: RestartPod) -> bool:
+        labels = f"{LABEL_KIND}={KIND_PARTITION},{LABEL_NAMESPACE}={action.kvns}"
+        listing = await self._kube.list(LEASES, action.namespace, labels=labels)
+        members: dict[str, set[str]] = {}
+        for item in listing.items:
+            try:
+                lease = PartitionLease.parse(item)
+            except MalformedLease:
+                continue
+            if lease.session is not None and not lease.is_released:
+                members[lease.name] = {pod_of(member) for member in lease.in_sync}
+        return all(
+            pods <= members.get(partition_lease_name(partition), set())
+            for partition, pods in action.restart.in_sync.items()
+        )
 
     async def _make_lease(self, partition: Object) -> None:
         meta = partition["metadata"]

@@ -13,7 +13,7 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from fencekv.kube import (
@@ -37,12 +37,15 @@ from fencekv_operator.actions import (
     Emit,
     MakeLease,
     PatchStatus,
+    RestartPod,
     Update,
 )
 from fencekv_operator.compare import matches, merge_patch
-from fencekv_operator.events import condition_notices
+from fencekv_operator.events import condition_notices, notice
 from fencekv_operator.facts import PartitionFacts
-from fencekv_operator.placement import Load, Place, Placed, adjust, may_stop, place
+from fencekv_operator.placing import Steps, placed, places, steps
+from fencekv_operator.pool import Pool, pool_of
+from fencekv_operator.rules import TablePlacement
 from fencekv_operator.settings import (
     DELETE,
     FINALIZER,
@@ -51,7 +54,6 @@ from fencekv_operator.settings import (
     NamespaceSettings,
     OperatorSettings,
     TableSettings,
-    ordinal_of,
     partition_count,
 )
 
@@ -70,6 +72,8 @@ class NamespaceSeen:
     owned: Mapping[tuple[str, str], Object]  # by plural and name
     tables: Sequence[Object] = ()
     partitions: Sequence[Object] = ()
+    pods: Mapping[str, Object] = field(default_factory=dict)  # by name
+    claims: Mapping[str, Object] = field(default_factory=dict)  # volume claims, by name
     error: str = ""  # why the last attempt was refused; empty: it was not.
 
 
@@ -84,6 +88,8 @@ class TableSeen:
     partitions: Sequence[Object] = ()  # of this table's name
     others: Sequence[Object] = ()  # partitions of the KVNamespace's other tables
     pods: Mapping[str, Object] = field(default_factory=dict)  # of the KVNamespace, by name
+    nodes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # labels, by the name of the node
+    away: frozenset[str] = frozenset()  # pods whose replicas are to be made anew elsewhere
     settling: bool = False  # the pool is so young that pods without a node may yet get one
     error: str = ""  # why the last attempt was refused; empty: it was not.
 
@@ -106,28 +112,54 @@ def plan_namespace(seen: NamespaceSeen, operator: OperatorSettings, *, now: str)
     if seen.kvns is None:
         return _orphans(seen.owned)
     kvns = NamespaceSettings.parse(seen.kvns, operator)
-    if kvns.identity.deleting:
+    if kvns.identity.deleting and not kvns.paused:
         return _namespace_deletion(kvns, seen)
-    guard = finalizer_action(KV_NAMESPACES, kvns.identity, wanted=kvns.deletion_policy == DELETE)
-    replicas = _needed_replicas(kvns, seen.partitions)
-    calm = all(status.condition_status(each, "Degraded") == "False" for each in seen.partitions)
-    actions: list[Action] = [*guard]
-    wanted = resources.namespace_objects(kvns, operator, replicas=replicas, unavailable_max=1 if calm else 0)
-    for resource, body in wanted:
-        actions += ensure(resource, body, seen.owned.get((resource.plural, body["metadata"]["name"])))
-    # What an earlier namesake left behind stands in the way of ours.
-    actions += _orphans({key: each for key, each in seen.owned.items() if owner_uid(each) != kvns.identity.uid})
-    pool = seen.owned.get((STATEFUL_SETS.plural, kvns.name))
+    pool = pool_of(
+        kvns,
+        stateful_set=seen.owned.get((STATEFUL_SETS.plural, kvns.name)),
+        pods=seen.pods,
+        claims=seen.claims,
+        partitions=seen.partitions,
+        placed={each["metadata"]["name"]: placed(each) for each in seen.partitions},
+    )
+    actions, state = ([], pool.state) if kvns.paused else _namespace_actions(kvns, seen, operator, pool)
     patch = status.namespace_status(
         seen.kvns,
-        pool,
-        wanted=kvns.shards.replicas,
+        state,
         tables=len(seen.tables),
         partitions=seen.partitions,
-        error=seen.error,
+        paused=kvns.paused,
+        error="" if kvns.paused else seen.error,
         now=now,
     )
     return actions + status_actions(KV_NAMESPACES, seen.kvns, patch)
+
+
+def _namespace_actions(
+    kvns: NamespaceSettings, seen: NamespaceSeen, operator: OperatorSettings, pool: Pool
+) -> tuple[list[Action], status.PoolState]:
+    """Objects, then the restart of a pod, and last the volumes, whose growth may be refused for good."""
+    assert seen.kvns is not None
+    actions = finalizer_action(KV_NAMESPACES, kvns.identity, wanted=kvns.deletion_policy == DELETE)
+    wanted = resources.namespace_objects(
+        kvns, operator, replicas=pool.replicas, unavailable_max=pool.unavailable_max
+    )
+    as_asked = False
+    for resource, body in wanted:
+        steps = ensure(resource, body, seen.owned.get((resource.plural, body["metadata"]["name"])))
+        actions += steps
+        as_asked = not steps  # of the StatefulSet, which is the last
+    # What an earlier namesake left behind stands in the way of ours.
+    actions += _orphans({key: each for key, each in seen.owned.items() if owner_uid(each) != kvns.identity.uid})
+    if pool.rollout.restart is not None and as_asked:
+        shard = pool.rollout.restart.shard
+        text = f"restarts {shard.pod}: {pool.rollout.updated} of {pool.rollout.wanted} shards are updated"
+        told = notice(seen.kvns, warning=False, reason="RestartingShard", message=text, once=shard.uid)
+        namespace = kvns.identity.namespace
+        actions.append(RestartPod(namespace=namespace, kvns=kvns.name, restart=pool.rollout.restart, notice=told))
+    # What was seen of the pods is of the template before: nobody shall take it for the end of this change.
+    state = pool.state if as_asked else replace(pool.state, rolling="the StatefulSet is being changed")
+    return [*actions, *pool.growth], state
 
 
 def plan_table(seen: TableSeen, operator: OperatorSettings, *, now: str) -> list[Action]:
@@ -135,26 +167,30 @@ def plan_table(seen: TableSeen, operator: OperatorSettings, *, now: str) -> list
     if seen.table is None:
         return _orphans({(KV_PARTITIONS.plural, each["metadata"]["name"]): each for each in seen.partitions})
     identity = Identity.parse(seen.table)
+    paused = _is_paused(seen.table, seen.kvns)
     mine = {each["spec"]["index"]: each for each in seen.partitions if owner_uid(each) == identity.uid}
     policy = seen.table["spec"].get("deletionPolicy")
-    if identity.deleting:
+    if identity.deleting and not paused:
         return _table_deletion(identity, policy, mine)
-    actions = finalizer_action(KV_TABLES, identity, wanted=policy == DELETE)
-    strangers = [each for each in seen.partitions if owner_uid(each) != identity.uid]
-    actions += _orphans({(KV_PARTITIONS.plural, each["metadata"]["name"]): each for each in strangers})
+    actions: list[Action] = []
+    if not paused:
+        actions += finalizer_action(KV_TABLES, identity, wanted=policy == DELETE)
+        strangers = [each for each in seen.partitions if owner_uid(each) != identity.uid]
+        actions += _orphans({(KV_PARTITIONS.plural, each["metadata"]["name"]): each for each in strangers})
     obstacle = _obstacle(seen, operator, mine)
     stalled = obstacle
     if seen.error and obstacle is None:
         stalled = status.Condition(type="Stalled", status=True, reason="Refused", message=seen.error)
-    short, unprotected = "", False
+    short, unprotected, going = "", False, None
     if seen.kvns is not None:
         kvns = NamespaceSettings.parse(seen.kvns, operator)
         table = TableSettings.parse(seen.table, kvns)
         unprotected = table.durability == STANDARD and table.standbys == 0
         if table.size > len(kvns.pods):
             short = f"{table.size} replicas are wanted, there are {len(kvns.pods)} shards"
-        if obstacle is None:
-            actions += _partition_actions(seen, kvns, table, mine)
+        if obstacle is None and not paused:
+            more, going = _partition_actions(seen, kvns, table, mine)
+            actions += more
     patch = status.table_status(
         seen.table,
         list(mine.values()),
@@ -162,9 +198,15 @@ def plan_table(seen: TableSeen, operator: OperatorSettings, *, now: str) -> list
         unprotected=unprotected,
         stalled=stalled,
         short=short,
+        placing=going,
+        paused=paused,
         now=now,
     )
     return actions + status_actions(KV_TABLES, seen.table, patch)
+
+
+def _is_paused(table: Mapping[str, Any], kvns: Mapping[str, Any] | None) -> bool:
+    return any((each.get("spec") or {}).get("paused", False) for each in (table, kvns or {}))
 
 
 def plan_partition(seen: PartitionSeen, *, now: str) -> list[Action]:
@@ -227,26 +269,6 @@ def status_actions(resource: Resource, obj: Object, patch: Object | None) -> lis
 def owner_uid(obj: Mapping[str, Any]) -> str:
     """UID of an object's controlling owner; empty if it has none."""
     return str((_controller(obj) or {}).get("uid", ""))
-
-
-def placed(partition: Mapping[str, Any]) -> Placed:
-    """Where a partition is, by its spec and its status."""
-    seen = partition.get("status") or {}
-    return Placed(
-        replicas=tuple(partition["spec"]["replicas"]),
-        owner=seen.get("owner", ""),
-        in_sync=frozenset(seen.get("inSync") or ()),
-    )
-
-
-def places(pods: Sequence[str], seen: Mapping[str, Mapping[str, Any]]) -> list[Place]:
-    """The wanted pods, with node and zone where they are known."""
-    found = []
-    for pod in pods:
-        obj = seen.get(pod) or {}
-        zone = (obj.get("metadata", {}).get("labels") or {}).get("topology.kubernetes.io/zone", "")
-        found.append(Place(pod=pod, node=(obj.get("spec") or {}).get("nodeName", ""), zone=zone))
-    return found
 
 
 def _namespace_deletion(kvns: NamespaceSettings, seen: NamespaceSeen) -> list[Action]:
@@ -343,27 +365,30 @@ def _over_quota(seen: TableSeen, kvns: NamespaceSettings) -> str:
 
 def _partition_actions(
     seen: TableSeen, kvns: NamespaceSettings, table: TableSettings, mine: Mapping[int, Object]
-) -> list[Action]:
-    spots = places(kvns.pods, seen.pods)
-    load = Load.of(each["spec"]["replicas"] for each in (*seen.others, *mine.values()))
-    missing = [index for index in range(table.partitions) if index not in mine]
-    if missing and seen.settling and len(spots) > table.size and not all(spot.node for spot in spots):
-        missing = []  # A placement stands for good, so it waits a moment for the nodes to be known.
+) -> tuple[list[Action], status.Placing]:
+    spots = places(kvns.pods, seen.pods, nodes=seen.nodes, away=seen.away)
+    going = steps(table, mine, seen.others, spots)
     actions: list[Action] = []
-    for index, each in sorted(mine.items()):
-        replicas = adjust(placed(each), size=table.size, min_in_sync=table.min_in_sync, places=spots, load=load)
-        actions += _partition_update(each, resources.partition_spec(table, index=index, replicas=replicas))
-    for index in missing:
-        replicas = place(size=table.size, places=spots, load=load)
-        body = resources.partition_object(table, index=index, replicas=replicas)
-        actions.append(Create(resource=KV_PARTITIONS, namespace=table.identity.namespace, body=body))
+    for index, replicas in going.replicas.items():
+        actions += _partition_update(mine[index], resources.partition_spec(table, index=index, replicas=replicas))
+    # A placement stands for good, so it waits a moment for the nodes to be known.
+    chooses = len(spots) > table.size or table.placement != TablePlacement()
+    if not (seen.settling and chooses and not all(spot.node for spot in spots)):
+        for index, replicas in going.made.items():
+            body = resources.partition_object(table, index=index, replicas=replicas)
+            actions.append(Create(resource=KV_PARTITIONS, namespace=table.identity.namespace, body=body))
     notes = (seen.table or {})["metadata"].get("annotations") or {}
     if len(mine) == table.partitions and notes.get(PARTITIONS_MADE) != _made(seen.table or {}):
         patch = {"metadata": {"annotations": {PARTITIONS_MADE: _made(seen.table or {})}}}
         actions.append(
             Update(resource=KV_TABLES, namespace=table.identity.namespace, name=table.name, patch=patch)
         )
-    return actions
+    return actions, _placing(table, going)
+
+
+def _placing(table: TableSettings, going: Steps) -> status.Placing:
+    pending = tuple(resources.partition_name(table.name, index) for index in going.pending)
+    return status.Placing(pending=pending, missing=going.missing, size=table.size)
 
 
 def _partition_update(partition: Mapping[str, Any], spec: Mapping[str, Any]) -> list[Action]:
@@ -406,20 +431,6 @@ def _orphans(objects: Mapping[tuple[str, str], Object]) -> list[Action]:
 def _controller(obj: Mapping[str, Any]) -> Object | None:
     owners = obj["metadata"].get("ownerReferences") or ()
     return next((owner for owner in owners if owner.get("controller")), None)
-
-
-def _needed_replicas(kvns: NamespaceSettings, partitions: Sequence[Object]) -> int:
-    """As many pods as are wanted, and those above that partitions cannot do without yet."""
-    needed = kvns.shards.replicas
-    for partition in partitions:
-        here = placed(partition)
-        for pod in {*here.replicas, *here.in_sync, here.owner} - {""}:
-            ordinal = ordinal_of(pod)
-            if ordinal < needed:
-                continue
-            if not may_stop(here, pod=pod, min_in_sync=int(partition["spec"]["minInSync"])):
-                needed = ordinal + 1
-    return needed
 
 
 def _mutable(resource: Resource, body: Object) -> Object:

@@ -9,13 +9,14 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from aiohttp import web
 
 from fencekv.clock import Clock
+from fencekv.exposition import CONTENT_TYPE
 
 GRACE_SECONDS: Final = 6.0  # D by default
 
@@ -26,20 +27,12 @@ class Health:
 
     ticked_at: Callable[[], float]
     quorum_read_at: Callable[[], float]
-    gauges: Callable[[], Mapping[str, float]]
+    metrics: Callable[[], bytes]
 
 
 def recent(clock: Clock, moment: float, *, started_at: float, within: float = GRACE_SECONDS) -> bool:
     """Whether a moment of our clock is recent; before the first one, the start counts."""
     return clock.now() - max(moment, started_at) < within
-
-
-def metrics_text(gauges: Mapping[str, float]) -> str:
-    """The gauges in the text format of Prometheus."""
-    lines = []
-    for name, value in sorted(gauges.items()):
-        lines += [f"# TYPE fencekv_operator_{name} gauge", f"fencekv_operator_{name} {value:g}"]
-    return "\n".join(lines) + "\n"
 
 
 def application(health: Health, clock: Clock) -> web.Application:
@@ -58,7 +51,7 @@ def application(health: Health, clock: Clock) -> web.Application:
         return web.Response(status=503, text="no quorum read lately\n")
 
     async def metrics(_: web.Request) -> web.Response:
-        return web.Response(text=metrics_text(health.gauges()), content_type="text/plain")
+        return web.Response(body=health.metrics(), headers={"Content-Type": CONTENT_TYPE})
 
     app = web.Application()
     app.add_routes([web.get("/livez", livez), web.get("/readyz", readyz), web.get("/metrics", metrics)])

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from fencekv.clock import Chance, Clock
 from fencekv.kube import (
+    CLAIMS,
     KV_NAMESPACES,
     KV_PARTITIONS,
     KV_TABLES,
@@ -37,13 +38,17 @@ from fencekv.kube import (
 )
 from fencekv.leases import KIND_SHARD, LABEL_KIND, LABEL_NAMESPACE
 from fencekv_operator import plan, resources
+from fencekv_operator.absence import LOOK_SECONDS
 from fencekv_operator.actions import Action, Create, Delete, Emit, PatchStatus, Update
 from fencekv_operator.cache import Cache, kvns_of
 from fencekv_operator.events import Notice, transition_notice
 from fencekv_operator.facts import PartitionFacts, Transition
+from fencekv_operator.nodes import Nodes
 from fencekv_operator.perform import Performer
-from fencekv_operator.settings import OperatorSettings
-from fencekv_operator.status import Failover, is_failover, timestamp
+from fencekv_operator.pool_looks import PoolLooks
+from fencekv_operator.preferences import Preferences
+from fencekv_operator.settings import NamespaceSettings, OperatorSettings
+from fencekv_operator.status import Failover, condition_status, is_failover, timestamp
 from fencekv_operator.workqueue import WorkQueue
 
 Object = dict[str, Any]
@@ -62,6 +67,9 @@ LIST_SECONDS: Final = 10.0
 # Many partitions change at once; their table and namespace are worked out once for a handful of changes.
 TABLE_DELAY_SECONDS: Final = 0.05
 NAMESPACE_DELAY_SECONDS: Final = 0.2
+# The more there are, the longer: to plan a table takes some 30 us a partition of its namespace.
+DELAY_SECONDS_PER_PARTITION: Final = 0.0005
+DELAY_SECONDS_MAX: Final = 2.0
 # How long a new pool's pods may take to get nodes before partitions are placed without knowing them.
 SETTLING_SECONDS: Final = 30.0
 # What is not ready is looked at again, because the failover loop tells us of what it did, not of all it waits for.
@@ -79,6 +87,7 @@ WATCHED: Final[tuple[tuple[Resource, str], ...]] = (
 RELISTED: Final = (
     *WATCHED,
     *((resource, LABEL_NAMESPACE) for resource in resources.OWNED if resource is not STATEFUL_SETS),
+    (CLAIMS, LABEL_NAMESPACE),
 )
 
 
@@ -97,8 +106,12 @@ class Reconciler:
         post: Callable[[Notice], None],
         kube_namespace: str | None = None,
         resync_seconds: float = RESYNC_SECONDS,
+        answered_at: Callable[[], float] | None = None,
     ) -> None:
-        """`facts` of a partition, by Kubernetes namespace and name. `kube_namespace` None: all of them."""
+        """`facts` of a partition, by Kubernetes namespace and name. `kube_namespace` None: all of them.
+
+        `answered_at`: when the API server last answered a quorum read, by `clock`; None: it always does.
+        """
         self.cache = Cache()
         self.queue: WorkQueue[Key] = WorkQueue(chance=chance)
         self.performed = self.failed = 0
@@ -109,6 +122,21 @@ class Reconciler:
         self._errors: dict[Key, str] = {}
         self._failovers: dict[str, Failover] = {}  # by partition UID, until a status shows it
         self._refresh: set[Key] = set()
+        self._pools = PoolLooks(
+            cache=self.cache,
+            kube=kube,
+            clock=clock,
+            look=self._performer.look,
+            learn=self._learn,
+            answered_at=answered_at or clock.now,
+        )
+        self._nodes = Nodes(kube, clock)
+        self.preferences = Preferences(
+            cache=self.cache,
+            operator=operator,
+            nodes=lambda: self._nodes.labels,
+            away=self._pools.away,
+        )
         self._locks: dict[tuple[str, str], asyncio.Lock] = {}
         self._synced = False
 
@@ -169,11 +197,18 @@ class Reconciler:
             KubeError: an action was refused. Unclear: one may have been carried out.
         """
         sort, namespace, name = key
+        if sort == NAMESPACE:
+            await self._look_at_pool(key)
         if sort != TABLE:
             await self._act(key)
+            if sort == NAMESPACE and self._is_unsettled(namespace, name):
+                self.queue.add(key, delay_seconds=UNREADY_SECONDS)
             return
         table = self.cache.get(KV_TABLES, namespace, name)
         kvns = kvns_of(table) if table is not None else ""
+        if table is not None and "placement" in table["spec"]:
+            pods = self.cache.of_kvns(PODS, namespace, kvns)
+            await self._nodes.learn([(pod.get("spec") or {}).get("nodeName", "") for pod in pods])
         async with self._locks.setdefault((namespace, kvns), asyncio.Lock()):
             await self._act(key)
 
@@ -234,6 +269,7 @@ class Reconciler:
         while True:
             if not self._leading():
                 self._synced, due = False, self._clock.now()
+                self._pools.forget()
             elif self._clock.now() >= due:
                 try:
                     await self.resync()
@@ -264,8 +300,32 @@ class Reconciler:
             owned=owned,
             tables=self.cache.of_kvns(KV_TABLES, namespace, name),
             partitions=self.cache.of_kvns(KV_PARTITIONS, namespace, name),
+            pods=self._by_name(PODS, namespace, name),
+            claims=self._by_name(CLAIMS, namespace, name),
             error=self._errors.get(key, ""),
         )
+
+    def _by_name(self, resource: Resource, namespace: str, kvns: str) -> dict[str, Object]:
+        return {each["metadata"]["name"]: each for each in self.cache.of_kvns(resource, namespace, kvns)}
+
+    def _is_unsettled(self, namespace: str, name: str) -> bool:
+        """Whether a KVNamespace is to be looked at again soon: what it waits for need not be told of."""
+        kvns = self.cache.get(KV_NAMESPACES, namespace, name)
+        return kvns is not None and "True" in (condition_status(kvns, each) for each in ("Reconciling", "Stalled"))
+
+    async def _look_at_pool(self, key: Key) -> None:
+        _, namespace, name = key
+        kvns = self.cache.get(KV_NAMESPACES, namespace, name)
+        if kvns is None:
+            self._pools.forget((namespace, name))
+            return
+        looked = await self._pools.look(namespace, NamespaceSettings.parse(kvns, self._operator))
+        if looked.again:
+            self.queue.add(key, delay_seconds=LOOK_SECONDS)
+        if looked.changed:
+            away = ", ".join(sorted(self._pools.away(namespace, name)))
+            log.info("%s/%s: away for too long: %s", namespace, name, away or "none any more")
+            self._queue_tables(namespace, name)
 
     def _table_seen(self, key: Key) -> plan.TableSeen:
         _, namespace, name = key
@@ -286,7 +346,9 @@ class Reconciler:
             tables=self.cache.of_kvns(KV_TABLES, namespace, kvns_name),
             partitions=[each for each in partitions if _is_of(each, namespace, name)],
             others=[each for each in partitions if not _is_of(each, namespace, name)],
-            pods={pod["metadata"]["name"]: pod for pod in self.cache.of_kvns(PODS, namespace, kvns_name)},
+            pods=self._by_name(PODS, namespace, kvns_name),
+            nodes=self._nodes.labels,
+            away=self._pools.away(namespace, kvns_name),
             settling=0 <= age < SETTLING_SECONDS,
             error=self._errors.get(key, ""),
         )
@@ -352,11 +414,14 @@ class Reconciler:
                         self.queue.add((PARTITION, namespace, each["metadata"]["name"]))
         elif resource is KV_PARTITIONS:
             self.queue.add((PARTITION, namespace, name))
+            more = DELAY_SECONDS_PER_PARTITION * self.cache.count_of_kvns(KV_PARTITIONS, namespace, kvns)
             table = (TABLE, namespace, obj["spec"]["table"])
-            self.queue.add(table, delay_seconds=TABLE_DELAY_SECONDS)
-            self.queue.add((NAMESPACE, namespace, kvns), delay_seconds=NAMESPACE_DELAY_SECONDS)
+            self.queue.add(table, delay_seconds=min(DELAY_SECONDS_MAX, TABLE_DELAY_SECONDS + more))
+            whole = (NAMESPACE, namespace, kvns)
+            self.queue.add(whole, delay_seconds=min(DELAY_SECONDS_MAX, NAMESPACE_DELAY_SECONDS + more))
         elif resource is PODS:
             self._queue_tables(namespace, kvns)
+            self.queue.add((NAMESPACE, namespace, kvns), delay_seconds=NAMESPACE_DELAY_SECONDS)
         else:
             self.queue.add((NAMESPACE, namespace, kvns))
 

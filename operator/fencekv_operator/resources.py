@@ -43,6 +43,9 @@ SPEC_HASH: Final = f"{GROUP}/spec-hash"
 OPERATOR_LABEL: Final = {"app.kubernetes.io/name": "fencekv-operator"}
 # The user that distroless images run as; nothing needs this very number but file ownership on the volumes.
 SHARD_USER: Final = 65532
+ZONE: Final = "topology.kubernetes.io/zone"
+PRE_STOP_SECONDS: Final = 2
+# Outlasts the sleep before SIGTERM, the shard's drain and close, and the release of its session.
 TERMINATION_GRACE_SECONDS: Final = 60
 
 # What a KVNamespace owns, in the order in which it is made: pods need all else first.
@@ -79,7 +82,7 @@ def namespace_objects(
         (SERVICES, client_service(kvns)),
         (NETWORK_POLICIES, network_policy(kvns, operator)),
         (BUDGETS, disruption_budget(kvns, unavailable_max=unavailable_max)),
-        (STATEFUL_SETS, stateful_set(kvns, replicas=replicas)),
+        (STATEFUL_SETS, stateful_set(kvns, replicas=replicas, priority_class=operator.priority_class)),
     ]
     return [(resource, hashed(body)) for resource, body in built]
 
@@ -111,7 +114,7 @@ def headless_name(kvns: str) -> str:
 
 def shard_account(kvns: str) -> str:
     """Name of the shards' ServiceAccount, Role and RoleBinding."""
-    return f"{kvns}-shard"
+    return f"fencekv-shard-{kvns}"
 
 
 def service_account(kvns: NamespaceSettings) -> Object:
@@ -125,13 +128,9 @@ def role(kvns: NamespaceSettings) -> Object:
         {
             "apiGroups": ["coordination.k8s.io"],
             "resources": ["leases"],
-            "verbs": ["get", "list", "watch", "create", "update", "patch"],
+            "verbs": ["get", "list", "watch", "create", "update"],
         },
-        {
-            "apiGroups": [GROUP],
-            "resources": ["kvpartitions", "kvnamespaces", "kvtables"],
-            "verbs": ["get", "list", "watch"],
-        },
+        {"apiGroups": [GROUP], "resources": ["kvpartitions", "kvnamespaces"], "verbs": ["list", "watch"]},
     ]
     return _owned(ROLES, kvns, shard_account(kvns.name), {"rules": rules})
 
@@ -195,7 +194,7 @@ def network_policy(kvns: NamespaceSettings, operator: OperatorSettings) -> Objec
     return _owned(NETWORK_POLICIES, kvns, kvns.name, {"spec": spec})
 
 
-def stateful_set(kvns: NamespaceSettings, *, replicas: int) -> Object:
+def stateful_set(kvns: NamespaceSettings, *, replicas: int, priority_class: str = "") -> Object:
     """The shard pods. All start at once: they need nothing of each other to start."""
     labels = shard_labels(kvns.name)
     claim: Object = {
@@ -209,8 +208,9 @@ def stateful_set(kvns: NamespaceSettings, *, replicas: int) -> Object:
         "podManagementPolicy": "Parallel",
         "serviceName": headless_name(kvns.name),
         "selector": {"matchLabels": labels},
-        "updateStrategy": {"type": "RollingUpdate"},
-        "template": {"metadata": {"labels": labels}, "spec": _pod_spec(kvns)},
+        # The operator restarts them itself, one by one: this controller knows nothing of in-sync sets.
+        "updateStrategy": {"type": "OnDelete"},
+        "template": {"metadata": {"labels": labels}, "spec": _pod_spec(kvns, priority_class)},
         "volumeClaimTemplates": [{"metadata": {"name": "data", "labels": labels}, "spec": claim}],
     }
     return _owned(STATEFUL_SETS, kvns, kvns.name, {"spec": spec})
@@ -290,9 +290,12 @@ def _service_ports(*, with_peer: bool) -> list[Object]:
     return ports if with_peer else ports[:1]
 
 
-def _pod_spec(kvns: NamespaceSettings) -> Object:
+def _pod_spec(kvns: NamespaceSettings, priority_class: str) -> Object:
     selector = {"matchLabels": shard_labels(kvns.name)}
+    spread = kvns.shards.topology_spread
     return {
+        **({"priorityClassName": priority_class} if priority_class else {}),
+        **({"affinity": _apart(ZONE, selector)} if spread and not _names(spread, ZONE) else {}),
         "serviceAccountName": shard_account(kvns.name),
         "terminationGracePeriodSeconds": TERMINATION_GRACE_SECONDS,
         "securityContext": {
@@ -305,10 +308,22 @@ def _pod_spec(kvns: NamespaceSettings) -> Object:
         },
         "nodeSelector": dict(kvns.shards.node_selector),
         "tolerations": [dict(toleration) for toleration in kvns.shards.tolerations],
-        "topologySpreadConstraints": [{**rule, "labelSelector": selector} for rule in kvns.shards.topology_spread],
+        "topologySpreadConstraints": [{**rule, "labelSelector": selector} for rule in spread],
         "containers": [_container(kvns)],
         "volumes": [{"name": "tmp", "emptyDir": {"sizeLimit": "16Mi"}}],
     }
+
+
+def _apart(topology_key: str, selector: Object) -> Object:
+    """Shards rather stand apart. Not a spread constraint: where nodes carry no such label, one that names it
+    takes the others along, and nothing is spread any more."""
+    term = {"topologyKey": topology_key, "labelSelector": selector}
+    preferred = [{"weight": 100, "podAffinityTerm": term}]
+    return {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}}
+
+
+def _names(spread: Sequence[Object], topology_key: str) -> bool:
+    return any(rule["topologyKey"] == topology_key for rule in spread)
 
 
 def _container(kvns: NamespaceSettings) -> Object:
@@ -335,6 +350,9 @@ def _container(kvns: NamespaceSettings) -> Object:
         },
         # The session's last word is read from this file; container logs must never take its place.
         "terminationMessagePolicy": "File",
+        # New connections must have stopped coming through the Service before the shard closes its port. What it
+        # owns it gives away after that, at SIGTERM.
+        "lifecycle": {"preStop": {"sleep": {"seconds": PRE_STOP_SECONDS}}},
         "volumeMounts": [{"name": "data", "mountPath": "/data"}, {"name": "tmp", "mountPath": "/tmp"}],  # noqa: S108 paths in the container
     }
 

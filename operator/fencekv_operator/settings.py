@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Self
 
 from fencekv.partitioning import parse_partitioning
+from fencekv_operator.rules import TablePlacement
 
 Object = dict[str, Any]
 
@@ -23,6 +24,7 @@ STANDARD: Final = "standard"
 REPLICATED: Final = "replicated"
 
 VALUE_BYTES_MAX: Final = 1_048_576
+REPLACE_AFTER_SECONDS: Final = 600
 HTTP_PORT: Final = 7070
 PEER_PORT: Final = 7071
 
@@ -40,6 +42,7 @@ class OperatorSettings:
 
     image: str  # of the shards of a KVNamespace that names none
     namespace: str  # the Kubernetes namespace that the operator itself runs in
+    priority_class: str = ""  # of the shards; empty: the cluster's default
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +115,8 @@ class NamespaceSettings:
     tables_max: int | None  # None: no limit.
     partitions_max: int | None  # None: no limit.
     deletion_policy: str
+    replace_after_seconds: int  # 0: a pod that is away is waited for without end
+    paused: bool
 
     @property
     def name(self) -> str:
@@ -137,6 +142,8 @@ class NamespaceSettings:
             tables_max=quota.get("tables"),
             partitions_max=quota.get("partitions"),
             deletion_policy=spec.get("deletionPolicy", RETAIN),
+            replace_after_seconds=int(spec.get("replaceAfterSeconds", REPLACE_AFTER_SECONDS)),
+            paused=bool(spec.get("paused", False)),
         )
 
 
@@ -154,7 +161,9 @@ class TableSettings:
     max_unshipped_seconds: int
     history_seconds: int  # 0: everything is kept
     limits: Object
+    placement: TablePlacement
     deletion_policy: str
+    paused: bool  # by its own word or its namespace's
 
     @property
     def name(self) -> str:
@@ -182,7 +191,9 @@ class TableSettings:
             max_unshipped_seconds=int(spec.get("maxUnshippedSeconds", 1)),
             history_seconds=int((spec.get("history") or {}).get("windowSeconds", 0)),
             limits={"valueBytesMax": VALUE_BYTES_MAX, "keyPattern": "", **(spec.get("limits") or {})},
+            placement=TablePlacement.parse(spec.get("placement")),
             deletion_policy=spec.get("deletionPolicy", RETAIN),
+            paused=kvns.paused or bool(spec.get("paused", False)),
         )
 
 

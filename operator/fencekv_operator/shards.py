@@ -18,6 +18,7 @@ from fencekv_operator.reports import MalformedReport, Report
 
 REQUEST_SECONDS: Final = 1.0
 REPORT_BYTES_MAX: Final = 64 * 1024 * 1024
+CHAIN_BYTES_MAX: Final = 4096
 CONNECTIONS_MAX: Final = 128
 
 
@@ -69,6 +70,20 @@ class HttpShardClient:
                     return response.status < 300
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
             return False
+
+    async def chain(self, http_address: str, uid: str, seq: int) -> str | None:
+        """The chain hash of a journal entry, in hex; None: no answer, or the shard does not have that entry."""
+        query = {"uid": uid, "seq": str(seq)}
+        try:
+            async with asyncio.timeout(REQUEST_SECONDS):
+                url = f"http://{http_address}/peer/v1/chain"
+                async with self._client().get(url, params=query) as response:
+                    if response.status != 200:
+                        return None
+                    document = decode_json(await response.content.read(CHAIN_BYTES_MAX), what="chain")
+            return str(document["chain"])
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError, Invalid, KeyError, TypeError):
+            return None
 
     def _client(self) -> aiohttp.ClientSession:
         if self._session is None:

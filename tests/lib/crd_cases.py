@@ -38,6 +38,10 @@ VALID: Final[dict[str, Object]] = {
             "deletionPolicy": "Retain",
         },
     },
+    "KVOperation": {
+        "metadata": {"name": "move-1"},
+        "spec": {"type": "switchover", "table": "orders", "partition": "orders-3"},
+    },
 }
 
 
@@ -94,6 +98,20 @@ def _partition(changes: Mapping[str, Any], field: str = "", words: str = "") -> 
     return Case(kind="KVPartition", changes=changes, field=field, words=words)
 
 
+def _operation(changes: Mapping[str, Any], field: str = "", words: str = "") -> Case:
+    return Case(kind="KVOperation", changes=changes, field=field, words=words)
+
+
+def _drill(drill: Any, field: str = "", words: str = "") -> Case:
+    return _operation({"spec.type": "drill", "spec.drill": drill}, field, words)
+
+
+def _placed(entry: Mapping[str, Any], field: str = "", words: str = "", **more: Any) -> Case:
+    """A table of eight partitions, with one entry in its placement."""
+    placement = {"partitions": [entry], **more}
+    return _table({"spec.partitioning": {"count": 8}, "spec.placement": placement}, field, words)
+
+
 def _range(points: list[str]) -> Mapping[str, Any]:
     return {"spec.partitioning": {"strategy": "range", "splitPoints": points}}
 
@@ -111,6 +129,10 @@ BAD_NAMESPACES: Final = [
     _namespace({"spec.shards.image": ""}, "spec.shards.image"),
     _namespace({"spec.shards.image": "two words"}, "spec.shards.image"),
     _namespace({"spec.shards.imagePullPolicy": "Sometimes"}, "spec.shards.imagePullPolicy", "IfNotPresent"),
+    _namespace({"spec.replaceAfterSeconds": 9}, "spec.replaceAfterSeconds", "or at least 10"),
+    _namespace({"spec.replaceAfterSeconds": -1}, "spec.replaceAfterSeconds"),
+    _namespace({"spec.paused": "yes"}, "spec.paused"),
+    _table({"spec.paused": "yes"}, "spec.paused"),
     _namespace({"spec.shards.storage": {"size": "lots"}}, "spec.shards.storage.size"),
     _namespace({"spec.shards.storage": {"size": "0"}}, "spec.shards.storage.size"),
     _namespace({"spec.shards.storage": {"size": 0}}, "spec.shards.storage.size"),
@@ -225,6 +247,53 @@ BAD_TABLES: Final = [
     _table(_range(["a\x00b"]), "spec.partitioning.splitPoints[0]"),
     _table(_range(["k" * 257]), "spec.partitioning.splitPoints[0]", "256"),
     _table(_range([f"{i:03}" for i in range(256)]), "spec.partitioning.splitPoints", "at most 255"),
+    _table({"spec.placement": {"spread": {"zone": "DoNotSchedule"}}}, "spec.placement.spread.zone", "Required"),
+    _table({"spec.placement": {"spread": {"node": "required"}}}, "spec.placement.spread.node", "Required"),
+    _table({"spec.placement": {"nodeSelector": {}}}, "spec.placement.nodeSelector", "at least 1"),
+    _table({"spec.placement": {"nodeSelector": {"disk": 1}}}, "spec.placement.nodeSelector.disk", "string"),
+    _table({"spec.placement": {"excludePods": ["tenant"]}}, "spec.placement.excludePods[0]"),
+    _table(
+        {"spec.placement": {"excludePods": ["tenant-0", "tenant-0"]}}, "spec.placement.excludePods[1]", "Duplicate"
+    ),
+    _table({"spec.placement": {"excludeZones": []}}, "spec.placement.excludeZones", "at least 1"),
+    _placed({"index": 8, "required": {"owner": "tenant-0"}}, "spec.placement.partitions", "does not have"),
+    _placed(
+        {"range": {"first": 0, "last": 8}, "preferred": {"zones": ["a"]}},
+        "spec.placement.partitions",
+        "does not have",
+    ),
+    _placed(
+        {"range": {"first": 3, "last": 2}, "preferred": {"zones": ["a"]}},
+        "spec.placement.partitions[0].range.first",
+        "must not be after last",
+    ),
+    _placed({"required": {"owner": "tenant-0"}}, "spec.placement.partitions[0].index", "either index or range"),
+    _placed(
+        {"index": 0, "range": {"first": 0, "last": 1}, "required": {"owner": "tenant-0"}},
+        "spec.placement.partitions[0].index",
+        "either index or range",
+    ),
+    _placed({"index": 0}, "spec.placement.partitions[0]", "needs required or preferred"),
+    _placed({"index": 0, "required": {}}, "spec.placement.partitions[0].required", "at least 1"),
+    _placed({"index": -1, "required": {"owner": "tenant-0"}}, "spec.placement.partitions[0].index"),
+    _placed({"index": 0, "required": {"owner": "Tenant-0"}}, "spec.placement.partitions[0].required.owner"),
+    _placed(
+        {"index": 0, "preferred": {"owner": "tenant-0", "pods": ["tenant-1"]}},
+        "spec.placement.partitions[0].preferred.owner",
+        "one of the pods",
+    ),
+    _placed(
+        {"index": 0, "required": {"owner": "tenant-0"}},
+        "spec.placement.partitions",
+        "must not be among excludePods",
+        excludePods=["tenant-0"],
+    ),
+    _placed(
+        {"index": 0, "required": {"zones": ["a", "b"]}},
+        "spec.placement.partitions",
+        "must not all be among excludeZones",
+        excludeZones=["b", "a"],
+    ),
 ]
 
 BAD_PARTITIONS: Final = [
@@ -258,9 +327,38 @@ BAD_PARTITIONS: Final = [
     _partition({"spec.history": {"windowSeconds": -1}}, "spec.history.windowSeconds"),
 ]
 
-BAD: Final = [*BAD_NAMESPACES, *BAD_TABLES, *BAD_PARTITIONS]
+BAD_OPERATIONS: Final = [
+    _operation({NAME: "n" * 201}, NAME, "at most 200"),
+    _operation({"spec.type": ABSENT}, "spec.type", "Required"),
+    _operation({"spec.type": "rewind"}, "spec.type", "switchover"),
+    _operation({"spec.table": ABSENT}, "spec.table", "Required"),
+    _operation({"spec.table": "Orders"}, "spec.table"),
+    _operation({"spec.partition": ABSENT}, "spec.partition", "a switchover needs one"),
+    _operation({"spec.partition": "others-3"}, "spec.partition", "one of the table's"),
+    _operation({"spec.switchover": {"to": ""}}, "spec.switchover.to"),
+    _operation({"spec.type": "verify", "spec.switchover": {}}, "spec.switchover", "only beside type: switchover"),
+    _operation({"spec.drill": {"fault": "kill"}}, "spec.drill", "only beside type: drill"),
+    _operation({"spec.type": "drill"}, "spec.drill", "needs its fault"),
+    _operation({"spec.ttlSecondsAfterFinished": 59}, "spec.ttlSecondsAfterFinished"),
+    _drill({}, "spec.drill.fault", "Required"),
+    _drill({"fault": "unplug"}, "spec.drill.fault", "cutFromPeers"),
+    _drill({"fault": "kill", "putsPerSecond": 501}, "spec.drill.putsPerSecond", "500"),
+    _drill({"fault": "kill", "putsPerSecond": 9}, "spec.drill.putsPerSecond", "10"),
+    _drill({"fault": "kill", "rtoSecondsMax": 61}, "spec.drill.rtoSecondsMax", "60"),
+    _drill({"fault": "kill", "rtoSecondsMax": 0}, "spec.drill.rtoSecondsMax", "1"),
+    _table({"spec.drills": [{"fault": "kill"}]}, "spec.drills[0].schedule", "Required"),
+    _table({"spec.drills": [{"schedule": "0 3 * * 1"}]}, "spec.drills[0].fault", "Required"),
+    _table({"spec.drills": [{"schedule": "every day at 3", "fault": "kill"}]}, "spec.drills[0].schedule"),
+    _table({"spec.drills": [{"schedule": "0 3 * * 1", "fault": "kill"}] * 9}, "spec.drills", "8"),
+]
+
+BAD: Final = [*BAD_NAMESPACES, *BAD_TABLES, *BAD_PARTITIONS, *BAD_OPERATIONS]
 
 GOOD: Final = [
+    _operation({"spec.switchover": {"to": "tenant-1"}}),
+    _operation({"spec": {"type": "verify", "table": "orders"}}),
+    _drill({"fault": "deletePod", "putsPerSecond": 500, "rtoSecondsMax": 60}),
+    _table({"spec.drills": [{"schedule": "*/15 3-5 * * MON,WED", "fault": "freeze", "rtoSecondsMax": 9}]}),
     _namespace({}),
     _namespace({"spec": ABSENT}),
     _namespace({NAME: "n" * 40}),
@@ -284,6 +382,20 @@ GOOD: Final = [
     _table({"spec.replicas": 0, "spec.durability": "standard"}),
     _table({"spec.replicas": 6, "spec.minInSync": 6}),
     _table({"spec.minInSync": 1}),
+    _table({"spec.placement": {"spread": {"zone": "Required", "node": "Ignored"}}}),
+    _placed({"index": 7, "required": {"owner": "tenant-0", "pods": ["tenant-0", "tenant-1", "tenant-2"]}}),
+    _placed(
+        {"range": {"first": 0, "last": 7}, "preferred": {"zones": ["a", "b"]}},
+        nodeSelector={"disk": "fast"},
+        excludePods=["tenant-1"],
+        excludeZones=["b"],
+    ),
+    _table(
+        {
+            **_range(["g", "p"]),
+            "spec.placement": {"partitions": [{"index": 2, "preferred": {"owner": "tenant-0"}}]},
+        }
+    ),
     *(
         _table({"spec.limits": {"keyPattern": pattern}})
         for pattern in (
@@ -316,6 +428,8 @@ CONDITION: Final = {
 }
 
 BAD_STATUSES: Final = [
+    _operation({"status.phase": "Done"}, "status.phase", "Succeeded"),
+    _operation({"status.result": {"lost": -1}}, "status.result.lost"),
     _partition({"status.epoch": -1}, "status.epoch"),
     _partition({"status.epoch": 2147483648}, "status.epoch"),
     _partition({"status.epoch": "4"}, "status.epoch", "integer"),
@@ -333,9 +447,14 @@ BAD_STATUSES: Final = [
 
 # What may never change: the object, what it is changed to, the field that the refusal names.
 IMMUTABLE: Final = [
-    _namespace({"spec.shards.storage": {"size": "2Gi"}}, "spec.shards.storage", "storage is immutable"),
+    _operation({"spec.partition": "orders-4"}, "spec", "spec is immutable"),
+    _operation({"spec.switchover": {"to": "tenant-1"}}, "spec", "spec is immutable"),
+    _namespace({"spec.shards.storage": {"size": "1023Mi"}}, "spec.shards.storage.size", "may only grow"),
+    _namespace({"spec.shards.storage": {"size": 1}}, "spec.shards.storage.size", "may only grow"),
     _namespace(
-        {"spec.shards.storage": {"storageClassName": "fast"}}, "spec.shards.storage", "storage is immutable"
+        {"spec.shards.storage": {"storageClassName": "fast"}},
+        "spec.shards.storage.storageClassName",
+        "storageClassName is immutable",
     ),
     _table({"spec.namespace": "other"}, "spec.namespace", "namespace is immutable"),
     _table({"spec.partitioning.count": 2}, "spec.partitioning", "partitioning is immutable"),
@@ -349,8 +468,14 @@ IMMUTABLE: Final = [
 MUTABLE: Final = [
     _namespace({"spec.shards.replicas": 5}),
     _namespace({"spec.lease": {"durationSeconds": 3, "validSeconds": 2}}),
+    _namespace({"spec.shards.storage": {"size": "1.5Gi"}}),
+    _namespace({"spec.shards.storage": {"size": 2147483648}}),
+    _namespace({"spec.paused": True}),
+    _namespace({"spec.replaceAfterSeconds": 0}),
+    _table({"spec.paused": True}),
     _table({"spec.durability": "standard", "spec.replicas": 0}),
     _table({"spec.history": {"windowSeconds": 0}}),
+    _table({"spec.placement": {"excludePods": ["tenant-2"]}}),
     _table({"spec.history": {"windowSeconds": 315360000}}),
     _partition({"spec.history": {"windowSeconds": 60}}),
     _partition({"spec.durability": "standard", "spec.replicas": ["tenant-5"], "spec.minInSync": 0}),

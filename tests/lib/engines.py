@@ -107,12 +107,13 @@ async def bench(
     epoch: int = 1,
     executor: Executor | None = None,
     replica: Replica | None = None,
+    clock: HandClock | None = None,
     **changes: Any,
 ) -> Bench:
     """An engine of `epoch`, which the replica has promised; `changes` are the spec's."""
     replica = replica or await Replica.open(folder, UID, executor=executor or Inline(), new_id=ids())
     await replica.promise(epoch)
-    clock, session = HandClock(), Term(0.0)
+    clock, session = clock or HandClock(), Term(0.0)
     session.deadline = clock.now() + 4.0
     deposed: list[int] = []
     fatal: list[BaseException] = []

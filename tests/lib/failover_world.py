@@ -25,6 +25,7 @@ from fencekv.kube import CRDS, KV_NAMESPACES, KV_PARTITIONS, LEASES, PODS, KubeN
 from fencekv.leases import PartitionLease, Session
 from fencekv_operator.facts import PartitionFacts, Reason, Transition
 from fencekv_operator.failover import Failover
+from fencekv_operator.placing import Preference
 from fencekv_operator.reports import Replica, Report
 from fencekv_sandbox.apiserver import Request
 from fencekv_sandbox.apiserver.store import Change
@@ -150,10 +151,12 @@ class World:
         self.transitions: list[Transition] = []
         self.release_requests: list[tuple[str, str, int, str]] = []
         self.agrees = True  # owners do as they are asked
+        self.wishes: dict[str, Preference] = {}  # by partition: how much its first pod is to own it
         self.deaf: set[str] = set()  # pods that do not answer the operator
         self.history: dict[str, list[tuple[int, Session]]] = {}  # partition UID -> grants
         self.operators: list[tuple[Process, Failover]] = []
         self.leading: dict[str, bool] = {}
+        self.step_downs: list[str] = []  # why
         self._numbers = 0
         for definition in _definitions():
             self.api.ask("POST", CRDS.path(None), body=definition)
@@ -269,6 +272,8 @@ class World:
                 leading=lambda: self.leading[name],
                 on_transition=lambda _namespace, transition: self.transitions.append(transition),
                 on_change=lambda _namespace, _name: None,
+                step_down=self.step_downs.append,
+                preference=lambda _namespace, name: self.wishes.get(name, Preference.NONE),
             )
             made.append(failover)
             await failover.run()

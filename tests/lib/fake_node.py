@@ -148,6 +148,8 @@ class FakeNode:
     more_of_replicas: dict[str, object] = field(default_factory=dict)
     is_live: bool = True
     is_ready: bool = True
+    chains: dict[tuple[str, int], str] = field(default_factory=dict)
+    releases: list[tuple[str, int, str]] = field(default_factory=list)
 
     def add_table(
         self,
@@ -229,6 +231,13 @@ class FakeNode:
         session = f"{self.pod}/u/n"
         told = {"session": session, "pod": self.pod, "ready": True, "renewal": 7, "replicas": replicas}
         return {**told, **self.more}
+
+    def chain(self, uid: str, seq: int) -> str | None:
+        return self.chains.get((uid, seq))
+
+    async def release(self, uid: str, epoch: int, target: str) -> bool:
+        self.releases.append((uid, epoch, target))
+        return epoch == 4
 
     def live(self) -> bool:
         return self.is_live

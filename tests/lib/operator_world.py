@@ -15,6 +15,7 @@ from fencekv.kube import (
     KV_PARTITIONS,
     KV_TABLES,
     LEASES,
+    PODS,
     STATEFUL_SETS,
     KubeError,
     KubeNotFound,
@@ -27,6 +28,7 @@ from fencekv_operator.events import Notice
 from fencekv_operator.facts import PartitionFacts, ReplicaFacts, Trouble
 from fencekv_operator.reconcile import Reconciler
 from fencekv_operator.settings import OperatorSettings
+from fencekv_sandbox.pods import statefulset
 
 Object = dict[str, Any]
 OPERATOR = OperatorSettings(image="fencekv:test", namespace="fencekv-system")
@@ -197,14 +199,38 @@ class World:
         return (await self.kube.list(KV_PARTITIONS, DEFAULT)).items
 
     async def run_shards(self, *, ready: int | None = None) -> None:
-        """Plays the StatefulSet controller: pods are as many as wanted, with their volume claims."""
+        """Plays the StatefulSet controller: pods are as many as wanted, with their volume claims.
+
+        A pod that is missing is made from the newest template; one that is there stays as it is, but for its
+        readiness: the first `ready` of them are ready (None: all).
+        """
         for each in (await self.kube.list(STATEFUL_SETS, DEFAULT)).items:
-            count = each["spec"]["replicas"]
-            status = {"replicas": count, "readyReplicas": count if ready is None else ready}
-            name = each["metadata"]["name"]
-            await self.kube.patch(STATEFUL_SETS, DEFAULT, name, {"status": status}, subresource="status")
+            count, name = each["spec"]["replicas"], each["metadata"]["name"]
+            revision = statefulset.revision(each)
+            up = count if ready is None else min(ready, count)
             for ordinal in range(count):
                 await self._claim(f"data-{name}-{ordinal}", each["spec"]["selector"]["matchLabels"])
+                await self._pod(each, f"{name}-{ordinal}", ready=ordinal < up)
+            for pod in await self.names(PODS):
+                if pod.rpartition("-")[0] == name and int(pod.rpartition("-")[2]) >= count:
+                    await self.delete(PODS, pod)
+            status = {
+                "replicas": count,
+                "readyReplicas": up,
+                "updateRevision": revision,
+                "observedGeneration": each["metadata"]["generation"],
+            }
+            await self.kube.patch(STATEFUL_SETS, DEFAULT, name, {"status": status}, subresource="status")
+
+    async def pod_is(self, name: str, *, ready: bool = True, waiting: str = "") -> None:
+        """Plays the kubelet: what a pod's status says."""
+        status: Object = {"conditions": [{"type": "Ready", "status": "True" if ready else "False"}]}
+        if waiting:
+            state = {"waiting": {"reason": waiting, "message": "as told"}}
+            status["containerStatuses"] = [
+                {"name": "shard", "image": "i", "imageID": "", "ready": False, "restartCount": 0, "state": state}
+            ]
+        await self.kube.patch(PODS, DEFAULT, name, {"status": status}, subresource="status")
 
     async def grant_all(self, *, epoch: int = 1) -> None:
         """Plays the failover loop: every partition is owned by its preferred pod."""
@@ -224,6 +250,12 @@ class World:
             for each in (await self.kube.list(resource, DEFAULT)).items:
                 seen[f"{resource.plural}/{each['metadata']['name']}"] = _essence(each)
         return seen
+
+    async def _pod(self, set_: Object, name: str, *, ready: bool) -> None:
+        if await self.find(PODS, name) is None:
+            # No node, because a pod on one goes only once its kubelet says so.
+            await self.create(PODS, statefulset.build_pod(set_, name, node=None))
+        await self.pod_is(name, ready=ready)
 
     async def _claim(self, name: str, labels: Object) -> None:
         if await self.find(CLAIMS, name) is None:

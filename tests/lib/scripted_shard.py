@@ -63,6 +63,7 @@ class ScriptedShard:
         self.script = list(script)
         self.seen: list[Seen] = []
         self.owner_http: str | None = None  # what /v1/route names; None: itself
+        self.others: list[str] = []  # owners of further partitions, as /v1/route names them
         self.epoch = 1
         self.port = 0
         self.routes_asked = 0
@@ -172,7 +173,11 @@ class ScriptedShard:
             "http": http,
             "token": None,
         }
-        return {"partitions": [entry], "partitioning": {"strategy": "hash", "count": 1}}
+        further = [
+            {**entry, "partition": f"orders-{index}", "index": index, "http": other}
+            for index, other in enumerate(self.others, start=1)
+        ]
+        return {"partitions": [entry, *further], "partitioning": {"strategy": "hash", "count": 1}}
 
     def _write(self, writer: asyncio.StreamWriter, answer: Answer) -> None:
         body = json.dumps(answer.document).encode()

@@ -11,6 +11,7 @@ from storage import UID, open_replica
 
 from fencekv.leases import Session
 from fencekv_shard.folder import Seed
+from fencekv_shard.greeting import PROTOCOL
 from fencekv_shard.peer import ChannelClosed, Message
 from fencekv_shard.replica import Replica
 from fencekv_shard.tail import Link
@@ -48,6 +49,7 @@ class Follower:
     def __init__(self, replica: Replica) -> None:
         self.replica, self.commits, self.reseeds = replica, list[int](), list[int]()
         self.seeds: list[Seed] = []
+        self.stale_owners = 0
 
     async def reseed(self, epoch: int, seed: Seed | None = None) -> None:
         self.reseeds.append(epoch)
@@ -56,6 +58,9 @@ class Follower:
 
     def committed(self, seq: int) -> None:
         self.commits.append(seq)
+
+    def stale(self) -> None:
+        self.stale_owners += 1
 
     def fatal(self, error: BaseException) -> None:
         raise AssertionError(error)
@@ -69,7 +74,7 @@ class Standby:
         session = Session("sample-1", "uid", "n")
         self.link = Link(address="a:1", transport=self.wire, session=session, kvns="sample", spawn=self._spawn)
         self.link.follow(UID, self.follower)
-        self.wire.inbox.put_nowait(["hello", 1, "sample-0/uid/n", "sample-0", "sample"])
+        self.wire.inbox.put_nowait(["hello", PROTOCOL, "sample-0/uid/n", "sample-0", "sample"])
 
     @classmethod
     async def following(cls, folder: Path) -> Self:

@@ -1,4 +1,8 @@
-"""A whole FenceKV for each test: operators and shards as processes, on the embedded API server or a real one."""
+"""A whole FenceKV for each test: operators and shards as processes, on the embedded API server or a real one.
+
+On a real one it is installed as manifests/install.yaml says: operators and shards have their own accounts and no
+other rights, the admission policies are in force, and what the accounts do is in the audit log.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +18,14 @@ from typing import Any
 import pytest
 import yaml
 from front import Front
+from installation import install, operator_kubeconfig
 from workload import EpochWatch, Workload
 
 from fencekv import leases
+from fencekv.access import from_kubeconfig
 from fencekv.client import FenceKV
 from fencekv.informer import Informer
-from fencekv.kube import KV_PARTITIONS, KV_TABLES, LEASES, KubeNotFound
+from fencekv.kube import KV_PARTITIONS, KV_TABLES, LEASES, HttpKube, KubeNotFound
 from fencekv_sandbox.apiserver.faults import Faults
 from fencekv_sandbox.controlplane import ControlPlane, control_plane
 from fencekv_sandbox.pods.backoff import Backoff
@@ -37,6 +43,7 @@ class World:
     sandbox: Sandbox
     faults: Faults
     plane: ControlPlane | None  # None: the API server is the embedded one
+    as_operator: HttpKube  # with the operator's account: some things nobody else may write
     epochs: EpochWatch = field(default_factory=EpochWatch)
     client: FenceKV = field(init=False)
 
@@ -112,12 +119,21 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
             front: Front | None = None
             kubeconfig: Path | None = None
             if real:
-                plane = await stack.enter_async_context(control_plane(fsync=bool(options.pop("fsync", False))))
+                fsync = bool(options.pop("fsync", False))
+                plane = await stack.enter_async_context(control_plane(fsync=fsync, audit=True))
                 front = await stack.enter_async_context(Front(plane.url, plane.ssl_context()).serving())
                 kubeconfig = tmp_path / "front.kubeconfig"
                 plain = yaml.safe_load(plane.kubeconfig().read_text())
                 plain["clusters"][0]["cluster"] = {"server": f"http://127.0.0.1:{front.port}"}
                 kubeconfig.write_text(yaml.safe_dump(plain))
+                admin = from_kubeconfig(plane.kubeconfig())
+                await install(admin)
+                options["operator_kubeconfig"] = await operator_kubeconfig(
+                    admin,
+                    tmp_path / "operator.kubeconfig",
+                    server=f"http://127.0.0.1:{front.port}",
+                    namespace=admin.namespace,
+                )
             options.pop("fsync", None)
             sandbox = Sandbox(
                 data=tmp_path / "sandbox",
@@ -128,7 +144,11 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
             )
             await stack.enter_async_context(sandbox)
             faults = front.faults if front else sandbox.server.faults  # type: ignore[union-attr]
-            world = World(sandbox=sandbox, faults=faults, plane=plane)
+            as_operator = sandbox.kube
+            if real:
+                access = from_kubeconfig(options["operator_kubeconfig"])
+                as_operator = await stack.enter_async_context(HttpKube(access, user_agent="as-operator"))
+            world = World(sandbox=sandbox, faults=faults, plane=plane, as_operator=as_operator)
             await sandbox.apply(namespace_object(shards=shards, d=d, v=v))
             if table:
                 await world.table()

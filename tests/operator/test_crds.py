@@ -17,11 +17,11 @@ import yaml
 from apiservers import Api, Reply
 from crd_cases import ABSENT, CONDITION, Case, Object, valid
 
-from fencekv.kube import KV_NAMESPACES, KV_PARTITIONS, KV_TABLES, Resource
+from fencekv.kube import KV_NAMESPACES, KV_OPERATIONS, KV_PARTITIONS, KV_TABLES, Resource
 
 ROOT = Path(__file__).parents[2]
 NAMESPACE = "default"
-RESOURCES = {resource.kind: resource for resource in (KV_NAMESPACES, KV_TABLES, KV_PARTITIONS)}
+RESOURCES = {resource.kind: resource for resource in (KV_NAMESPACES, KV_TABLES, KV_PARTITIONS, KV_OPERATIONS)}
 READY_SECONDS = 30
 
 
@@ -159,6 +159,7 @@ async def test_a_namespace_gets_its_defaults(api: Api) -> None:
         },
         "lease": {"durationSeconds": 6, "validSeconds": 4, "renewSeconds": 1},
         "defaults": {"durability": "replicated", "replicas": 2, "minInSync": 1},
+        "replaceAfterSeconds": 600,
         "deletionPolicy": "Retain",
     }
 

@@ -610,6 +610,65 @@ class TestRelease:
 
         world.run(story)
 
+    def test_one_that_is_out_of_reach_is_asked_by_its_lease(self) -> None:
+        world = World()
+
+        async def story() -> None:
+            await world.started()
+            world.join_all()
+            world.deaf.add("s-0")
+            world.change_record("orders-0", lambda raw: leases.with_alone_since(raw, 1))
+            await world.until(
+                lambda: (record := world.record("orders-0")) is not None and record.asked_target != ""
+            )
+            record = world.record("orders-0")
+            assert record is not None
+            assert (record.asked_target, record.epoch, world.release_requests) == ("s-1", 1, [])
+            world.change_record(
+                "orders-0", lambda raw: leases.released_partition(raw, epoch=1, seq=0, target="s-1")
+            )
+            await world.until(lambda: world.owner() == "s-1")
+            after = world.record("orders-0")
+            assert after is not None
+            assert (after.epoch, after.release_asked) == (2, "")
+
+        world.run(story)
+
+    @pytest.mark.parametrize("lost", ["owner alone", "owner over"])
+    def test_a_leader_whom_living_standbys_do_not_answer_lets_another_one_try(self, lost: str) -> None:
+        world = World()
+
+        async def story() -> None:
+            await world.started()
+            world.join_all()
+            world.deaf |= {"s-1", "s-2"}
+            await asyncio.sleep(1)
+            assert world.step_downs == []
+            if lost == "owner alone":
+                world.change_record("orders-0", lambda raw: leases.with_alone_since(raw, 1))
+            else:
+                owner = world.owning_shard()
+                owner.process.crash()
+                world.release(owner.session)
+            await world.until(lambda: world.step_downs != [], seconds=5)
+
+        world.run(story)
+
+    def test_a_leader_does_not_step_down_for_standbys_that_are_dead(self) -> None:
+        world = World()
+
+        async def story() -> None:
+            await world.started()
+            world.join_all()
+            for pod in ("s-1", "s-2"):
+                world.shards[pod].process.crash()
+            await asyncio.sleep(4)
+            world.change_record("orders-0", lambda raw: leases.with_alone_since(raw, 1))
+            await asyncio.sleep(10)
+            assert world.step_downs == []
+
+        world.run(story)
+
     def test_one_that_does_not_let_go_is_shown_as_blocked_and_not_pestered(self) -> None:
         world = World()
 

@@ -48,6 +48,11 @@ def test_a_report_as_documented() -> None:
     assert not replica.empty
 
 
+def test_what_a_shard_of_a_later_version_says_besides_is_passed_over() -> None:
+    later = {**REPORT, "zone": "a", "replicas": [{**REPLICA, "lease": {"kind": "new"}, "baseSeq": 7}]}
+    assert Report.parse(later) == Report.parse(REPORT)
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

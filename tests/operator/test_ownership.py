@@ -16,6 +16,7 @@ from fencekv_operator.ownership import (
     Decision,
     Degraded,
     Grant,
+    Held,
     Nothing,
     Partition,
     Suspect,
@@ -329,9 +330,13 @@ class TestAcceptedLoss:
 
 
 class TestOwnerAlone:
-    def test_a_standby_in_reach_is_made_the_target_of_a_release(self) -> None:
-        decision = decide(view(answer(B, last_seq=99), answer(C), lease=lease(alone_since=4)))
-        assert decision == AskRelease(http=f"{A}:7070", epoch=4, target=C)
+    @pytest.mark.parametrize(("answering", "http"), [((A,), f"{A}:7070"), ((), "")], ids=["in reach", "by Lease"])
+    def test_a_standby_in_reach_is_made_the_target_of_a_release(
+        self, answering: tuple[str, ...], http: str
+    ) -> None:
+        owner = [answer(pod, role="owner") for pod in answering]
+        decision = decide(view(*owner, answer(B, last_seq=99), answer(C), lease=lease(alone_since=4)))
+        assert decision == AskRelease(http=http, epoch=4, target=C)
 
     def test_no_standby_in_reach_blocks_and_names_them(self) -> None:
         decision = decide(view(lease=lease(alone_since=4)))
@@ -487,6 +492,37 @@ class TestSuspectRecord:
         seen = view(answer(A, role="owner"), answer(B, suspect=True), answer(C))
         assert isinstance(decide(seen), Grant)
         assert decide(replace(seen, cleared=frozenset({session(B)}))) == Nothing()
+
+
+HELD = partition(held="looking at it", epoch=4)
+HOLDS: list[tuple[str, View, type[object]]] = [
+    ("a failover", view(answer(B), answer(C), partition=HELD, **DEAD), Held),
+    ("no reason given", view(answer(B), answer(C), partition=partition(held="", epoch=4), **DEAD), Held),
+    ("an owner that is to let go", view(answer(B), partition=HELD, lease=lease(alone_since=4)), Held),
+    ("a record that was lost", absent(answer(B), answer(C), answer(A), partition=HELD, known_epoch=4), Held),
+    (
+        "the end of a move",
+        view(answer(B), answer(C), partition=HELD, lease=lease(released="4.100", release_target=B)),
+        Grant,
+    ),
+    (
+        "a first grant",
+        view(*(answer(pod, **EMPTY) for pod in PODS), partition=partition(held=""), lease=lease(**NEW)),
+        Grant,
+    ),
+    ("a partition that is well", view(answer(A), answer(B), answer(C), partition=HELD), Nothing),
+    ("one that nobody can take", view(partition=HELD, **DEAD), Degraded),
+]
+
+
+@pytest.mark.parametrize(("what", "seen", "kind"), HOLDS, ids=[each[0] for each in HOLDS])
+def test_a_person_holds_a_failover_and_nothing_else(what: str, seen: View, kind: type[object]) -> None:
+    decision = decide(seen)
+    assert isinstance(decision, kind), (what, decision)
+    if isinstance(decision, Held):
+        assert "fencekv.io/hold-failover" in decision.detail, "what to do"
+        free = replace(seen, partition=replace(seen.partition, held=None))
+        assert isinstance(decide(free), Grant | AskRelease), "it is the hold that keeps it from going on"
 
 
 def test_a_partition_that_is_being_deleted_is_left_alone() -> None:

@@ -98,8 +98,8 @@ async def test_a_namespace_gets_everything_its_shards_need() -> None:
     world = await started()
     assert await world.names(STATEFUL_SETS) == ["sample"]
     assert await world.names(SERVICES) == ["sample", "sample-shards"]
-    assert await world.names(SERVICE_ACCOUNTS) == ["sample-shard"]
-    assert await world.names(ROLES) == ["sample-shard"]
+    assert await world.names(SERVICE_ACCOUNTS) == ["fencekv-shard-sample"]
+    assert await world.names(ROLES) == ["fencekv-shard-sample"]
     assert await world.names(BUDGETS) == ["sample"]
     assert await world.names(NETWORK_POLICIES) == ["sample"]
     ready = await world.condition(KV_NAMESPACES, "sample", "Ready")
@@ -428,18 +428,23 @@ async def test_scaling_down_waits_until_the_pods_that_go_are_not_needed() -> Non
     await world.edit(KV_NAMESPACES, "sample", {"shards": {"replicas": 3}})
     await world.settle()
     assert (await world.get(STATEFUL_SETS, "sample"))["spec"]["replicas"] == 4
-    # The replicas that were added are in sync now: the owner may stop, and hands over as it does.
+    # The replicas that were added are in sync now, but it still owns.
     for each in await world.partitions():
         world.facts[each["metadata"]["uid"]] = facts_of(each)
     partition = await world.get(KV_PARTITIONS, "orders-0")
     assert set(partition["spec"]["replicas"]) > {"sample-3", "sample-0"}
     uid = partition["metadata"]["uid"]
-    world.facts[uid] = facts_of(partition)
+    world.facts[uid] = facts_of(partition, owner="sample-3")
     await world.settle()
-    assert (await world.get(STATEFUL_SETS, "sample"))["spec"]["replicas"] == 3
+    assert (await world.get(STATEFUL_SETS, "sample"))["spec"]["replicas"] == 4
     assert "sample-3" in (await world.get(KV_PARTITIONS, "orders-0"))["spec"]["replicas"], "it owns"
     world.facts[uid] = facts_of(partition, epoch=2, owner="sample-0")
     await world.settle()
+    for each in await world.partitions():
+        uid = each["metadata"]["uid"]
+        world.facts[uid] = facts_of(each, epoch=2, owner=each["spec"]["replicas"][0])
+    await world.settle()
+    assert (await world.get(STATEFUL_SETS, "sample"))["spec"]["replicas"] == 3
     for each in await world.partitions():
         assert "sample-3" not in each["spec"]["replicas"]
         assert len(each["spec"]["replicas"]) == 2

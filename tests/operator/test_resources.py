@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from operator_world import OPERATOR, kvns_object, table_object
 from fencekv.leases import PartitionLease
 from fencekv_operator import resources
 from fencekv_operator.compare import matches, merge_patch
-from fencekv_operator.settings import NamespaceSettings, TableSettings
+from fencekv_operator.settings import NamespaceSettings, OperatorSettings, TableSettings
+from fencekv_shard import limits, supervisor
 
 Object = dict[str, Any]
 
@@ -73,8 +75,48 @@ def test_the_container_is_what_the_shard_expects() -> None:
     assert {port["containerPort"] for port in container["ports"]} == {7070, 7071}
     assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
     assert container["livenessProbe"]["httpGet"]["path"] == "/healthz"
-    assert pod["spec"]["terminationGracePeriodSeconds"] == 60
     assert pod["metadata"]["labels"] == {"fencekv.io/namespace": "sample", "fencekv.io/kind": "shard"}
+
+
+def test_a_pod_has_time_to_give_away_what_it_owns() -> None:
+    pod = pod_of(kvns())["spec"]
+    sleep = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
+    release = supervisor.RELEASE_ATTEMPTS * supervisor.RELEASE_PAUSE_SECONDS + supervisor.REQUEST_SECONDS
+    needed = sleep + limits.DRAIN_SECONDS + limits.CLOSE_SECONDS + release
+    assert needed + 10 <= pod["terminationGracePeriodSeconds"]
+
+
+def test_pods_are_replaced_by_the_operator_alone() -> None:
+    assert resources.stateful_set(kvns(), replicas=3)["spec"]["updateStrategy"] == {"type": "OnDelete"}
+
+
+@pytest.mark.parametrize(
+    ("what", "spread", "apart"),
+    [
+        ("nothing said", None, True),
+        ("over nodes", [{"topologyKey": "kubernetes.io/hostname", "maxSkew": 1}], True),
+        ("over zones, in their own words", [{"topologyKey": resources.ZONE, "maxSkew": 1}], False),
+        ("not at all", [], False),
+    ],
+)
+def test_shards_rather_stand_in_different_zones(what: str, spread: list[Object] | None, apart: bool) -> None:
+    shards: Object = {} if spread is None else {"topologySpread": spread}
+    pod = pod_of(kvns(shards=shards))["spec"]
+    assert ("affinity" in pod) is apart, what
+    if apart:
+        terms = pod["affinity"]["podAntiAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+        assert [each["podAffinityTerm"]["topologyKey"] for each in terms] == [resources.ZONE]
+
+
+def test_a_priority_class_is_named_where_the_operator_was_told_one() -> None:
+    def found(operator: OperatorSettings) -> Object:
+        objects = resources.namespace_objects(kvns(), operator, replicas=3, unavailable_max=1)
+        built = {resource.plural: body for resource, body in objects}
+        spec: Object = built["statefulsets"]["spec"]["template"]["spec"]
+        return spec
+
+    assert "priorityClassName" not in found(OPERATOR)
+    assert found(replace(OPERATOR, priority_class="high"))["priorityClassName"] == "high"
 
 
 def test_the_pool_starts_all_at_once_on_claims_that_carry_its_labels() -> None:
@@ -114,10 +156,10 @@ def test_a_shard_may_keep_leases_and_read_what_it_serves_and_nothing_else() -> N
     rules = resources.role(kvns())["rules"]
     allowed = {(name, verb) for rule in rules for name in rule["resources"] for verb in rule["verbs"]}
     verbs = {verb for name, verb in allowed if name == "leases"}
-    assert verbs == {"get", "list", "watch", "create", "update", "patch"}
-    for name in ("kvpartitions", "kvnamespaces", "kvtables"):
-        assert {verb for each, verb in allowed if each == name} == {"get", "list", "watch"}
-    assert len({name for name, _ in allowed}) == 4
+    assert verbs == {"get", "list", "watch", "create", "update"}
+    for name in ("kvpartitions", "kvnamespaces"):
+        assert {verb for each, verb in allowed if each == name} == {"list", "watch"}
+    assert len({name for name, _ in allowed}) == 3
 
 
 def test_the_replication_port_is_for_shards_and_the_operator() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from operator_world import facts_of
 from fencekv_operator import status
 from fencekv_operator.events import condition_notices, transition_notice
 from fencekv_operator.facts import PartitionFacts, Reason, Transition, Trouble
-from fencekv_operator.status import Condition, Failover
+from fencekv_operator.status import Condition, Failover, Placing, PoolState
 
 Object = dict[str, Any]
 NOW, LATER = "2026-01-01T00:00:00Z", "2026-01-01T00:01:00Z"
@@ -97,6 +98,14 @@ SHOWN = [
         "False",
         "Degraded",
         {"Reconciling", "Degraded"},
+    ),
+    (
+        "held by a person",
+        facts_of(P, trouble=Trouble.HELD, alive=False, detail="its failover is held"),
+        "Blocked",
+        "False",
+        "Held",
+        {"Reconciling", "Blocked"},
     ),
     (
         "owner alone",
@@ -234,6 +243,37 @@ def test_the_last_failover_says_when_why_and_how_long() -> None:
     assert third["status"]["lastFailover"]["toEpoch"] == 2, "it stays"
 
 
+def granted_to(pod: str) -> PartitionFacts:
+    """Epoch 2 was granted to a pod, which does not serve it yet."""
+    facts = facts_of(P, epoch=2, owner=pod, serving=False)
+    replicas = tuple(replace(each, role="granted") if each.pod == pod else each for each in facts.replicas)
+    return replace(facts, replicas=replicas)
+
+
+def test_a_planned_move_leaves_a_partition_ready_for_as_long_as_one_takes() -> None:
+    first = must(P, facts_of(P))
+    draining = must(first, facts_of(P, serving=False), now=LATER)
+    assert condition(draining, "Ready")["status"] == "True"
+    assert draining["status"]["phase"] == "Moving"
+    assert condition(draining, "Reconciling")["status"] == "True"
+    assert written(draining, facts_of(P, released="1.10"), now=LATER) is None, "it goes on"
+    starting = replace(granted_to("sample-1"), planned=True)
+    granted = must(draining, starting, now=LATER)
+    assert (condition(granted, "Ready")["status"], condition(granted, "Ready")["reason"]) == ("True", "Moving")
+    stuck = must(granted, starting, now="2026-01-01T00:01:06Z")
+    assert (condition(stuck, "Ready")["status"], stuck["status"]["phase"]) == ("False", "Pending")
+    served = must(granted, facts_of(P, epoch=2, owner="sample-1"), now=LATER)
+    assert (served["status"]["phase"], condition(served, "Reconciling")["status"]) == ("Ready", "False")
+
+
+def test_no_failover_is_taken_for_a_planned_move() -> None:
+    first = must(P, facts_of(P))
+    after = must(first, granted_to("sample-1"), failover=Failover(transition=CHANGE, when=LATER))
+    assert condition(after, "Ready")["status"] == "False"
+    fresh = must(P, facts_of(P, released="1.10"))
+    assert condition(fresh, "Ready")["status"] == "False", "it was not ready before"
+
+
 def table() -> Object:
     return {
         "apiVersion": "fencekv.io/v1alpha1",
@@ -243,10 +283,22 @@ def table() -> Object:
 
 
 def of_table(
-    partitions: list[Object], *, wanted: int = 2, stalled: Condition | None = None, short: str = ""
+    partitions: list[Object],
+    *,
+    wanted: int = 2,
+    stalled: Condition | None = None,
+    short: str = "",
+    placing: Placing | None = None,
 ) -> Object:
     patch = status.table_status(
-        table(), partitions, wanted=wanted, unprotected=False, stalled=stalled, short=short, now=NOW
+        table(),
+        partitions,
+        wanted=wanted,
+        unprotected=False,
+        stalled=stalled,
+        short=short,
+        placing=placing,
+        now=NOW,
     )
     assert patch is not None
     return {**table(), "status": patch}
@@ -259,6 +311,41 @@ def test_a_table_is_ready_when_all_its_partitions_are() -> None:
     assert (condition(one, "Ready")["status"], one["status"]["readyPartitions"]) == ("False", 1)
     assert condition(one, "Reconciling")["status"] == "True"
     assert one["status"]["observedGeneration"] == 3
+
+
+def placing(**what: Any) -> Placing:
+    return Placing(**{"pending": (), "missing": "", "size": 3, **what})
+
+
+@pytest.mark.parametrize(
+    ("what", "ready", "reconciling", "reason", "degraded"),
+    [
+        (placing(), "True", "False", "Settled", "False"),
+        (placing(pending=("orders-0",)), "True", "True", "Moving", "False"),
+        (placing(missing="no pod runs in zone z"), "True", "True", "PlacementUnsatisfiable", "True"),
+    ],
+)
+def test_a_table_whose_replicas_move_serves_and_is_on_its_way(
+    what: Placing, ready: str, reconciling: str, reason: str, degraded: str
+) -> None:
+    whole = must(P, facts_of(P))
+    obj = of_table([whole], wanted=1, placing=what)
+    assert [condition(obj, kind)["status"] for kind in ("Ready", "Reconciling", "Degraded")] == [
+        ready,
+        reconciling,
+        degraded,
+    ]
+    assert condition(obj, "Reconciling")["reason"] == reason
+
+
+def test_a_further_copy_on_its_way_degrades_no_table() -> None:
+    four = partition(replicas=[*PODS, "sample-3"])
+    joining = must(four, facts_of(four, in_sync=tuple(PODS)))
+    assert condition(joining, "Degraded")["status"] == "True"
+    assert condition(of_table([joining], wanted=1, placing=placing()), "Degraded")["status"] == "False"
+    assert condition(of_table([joining], wanted=1), "Degraded")["status"] == "True", "as far as anybody looked"
+    behind = must(four, facts_of(four, in_sync=tuple(PODS[:2])))
+    assert condition(of_table([behind], wanted=1, placing=placing()), "Degraded")["status"] == "True"
 
 
 def test_a_stalled_table_is_neither_ready_nor_on_its_way() -> None:
@@ -280,30 +367,75 @@ def test_many_troubled_partitions_are_named_up_to_a_bound() -> None:
     assert message.endswith("and 35 more")
 
 
-def namespace_with(pool: Object | None, *, error: str = "", before: Object | None = None) -> Object:
+UP = PoolState(wanted=3, there=3, ready=3, updated=3)
+
+
+def namespace_with(
+    pool: PoolState, *, error: str = "", paused: bool = False, before: Object | None = None
+) -> Object:
     kvns = {
         "metadata": {"name": "sample", "namespace": "default", "uid": "u-n", "generation": 1},
         **(before or {}),
     }
-    patch = status.namespace_status(kvns, pool, wanted=3, tables=1, partitions=[], error=error, now=NOW)
+    patch = status.namespace_status(kvns, pool, tables=1, partitions=[], paused=paused, error=error, now=NOW)
     assert patch is not None
     return {**kvns, "status": patch}
 
 
-def test_a_namespace_follows_its_pool() -> None:
-    assert condition(namespace_with(None), "Ready")["status"] == "False"
-    up = namespace_with({"status": {"replicas": 3, "readyReplicas": 3}})
-    assert condition(up, "Ready")["status"] == "True"
-    starting = namespace_with({"status": {"replicas": 3, "readyReplicas": 1}})
-    assert condition(starting, "Degraded")["status"] == "False", "it never was better"
-    worse = namespace_with({"status": {"replicas": 3, "readyReplicas": 2}}, before={"status": up["status"]})
-    assert condition(worse, "Degraded")["status"] == "True"
+def true_of(obj: Object) -> dict[str, str]:
+    """The conditions that hold, and their reasons."""
+    return {each["type"]: each["reason"] for each in obj["status"]["conditions"] if each["status"] == "True"}
 
 
-def test_a_refusal_stalls_a_namespace_and_is_shown() -> None:
-    obj = namespace_with({"status": {"replicas": 3, "readyReplicas": 3}}, error="403 Forbidden: no")
-    assert (condition(obj, "Stalled")["status"], condition(obj, "Ready")["status"]) == ("True", "False")
+def test_a_pool_that_starts_is_not_degraded_and_one_that_lost_a_shard_is() -> None:
+    assert true_of(namespace_with(PoolState(wanted=3, there=0, ready=0, updated=0))) == {
+        "Reconciling": "ShardsNotReady"
+    }
+    up = namespace_with(UP)
+    assert true_of(up) == {"Ready": "AllShardsReady"}
+    worse = namespace_with(
+        replace(UP, ready=2, troubles="sample-1: not ready yet"), before={"status": up["status"]}
+    )
+    assert true_of(worse) == {"Reconciling": "ShardsNotReady", "Degraded": "ShardsNotReady"}
+    assert condition(worse, "Ready")["message"] == "2 of 3 shards are ready; sample-1: not ready yet"
+
+
+POOLS = [
+    ("an update", replace(UP, updated=1, rolling="1 of 3 shards updated"), {"Ready", "Reconciling:RollingUpdate"}),
+    (
+        "an update with a shard down",
+        replace(UP, ready=2, updated=2, rolling="2 of 3 shards updated"),
+        {"Reconciling:RollingUpdate"},
+    ),
+    ("shrinking", replace(UP, there=4, scaling="1 shards are to go"), {"Ready", "Reconciling:ScalingDown"}),
+    ("a surplus shard that leaves", replace(UP, there=4), {"Ready", "Reconciling:ScalingDown"}),
+    ("growing volumes", replace(UP, growing="volumes are growing"), {"Ready", "Reconciling:VolumesGrowing"}),
+    (
+        "an image that is not there",
+        replace(UP, ready=2, troubles="sample-2: ErrImagePull", hopeless="sample-2: ErrImagePull"),
+        {"Stalled:ShardsFailing"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("what", "pool", "holds"), POOLS, ids=[each[0] for each in POOLS])
+def test_a_namespace_says_what_its_pool_is_at(what: str, pool: PoolState, holds: set[str]) -> None:
+    found = true_of(namespace_with(pool))
+    ready = {"Ready"} if found.pop("Ready", "") else set()
+    assert ready | {f"{kind}:{reason}" for kind, reason in found.items()} == holds, what
+
+
+def test_a_refusal_stalls_a_namespace_and_takes_nothing_from_shards_that_serve() -> None:
+    obj = namespace_with(UP, error="403 Forbidden: no")
+    assert true_of(obj) == {"Ready": "AllShardsReady", "Stalled": "Refused"}
     assert "Forbidden" in condition(obj, "Stalled")["message"]
+    down = namespace_with(replace(UP, ready=0), error="403 Forbidden: no")
+    assert condition(down, "Ready")["reason"] == "Refused"
+
+
+def test_a_namespace_that_is_paused_says_so_and_reconciles_nothing() -> None:
+    obj = namespace_with(replace(UP, updated=1, rolling="1 of 3 shards updated"), paused=True)
+    assert true_of(obj) == {"Ready": "AllShardsReady", "Paused": "Requested"}
 
 
 def test_each_condition_that_turns_is_one_event() -> None:

@@ -12,7 +12,7 @@ from memory_kube import HandClock, MemoryKube
 from fencekv.kube import EVENTS, KV_PARTITIONS, PODS, KubeBusy
 from fencekv_operator.cache import Cache
 from fencekv_operator.events import QUEUE_MAX, Recorder, notice
-from fencekv_operator.probes import Health, application, metrics_text, recent
+from fencekv_operator.probes import Health, application, recent
 from fencekv_operator.workqueue import BACKOFF_SECONDS_MAX, WorkQueue
 
 Object = dict[str, Any]
@@ -188,16 +188,12 @@ def test_health_is_a_recent_turn_of_the_loop() -> None:
     assert recent(clock, 0.0, started_at=998.0), "it has only just begun"
 
 
-def test_metrics_are_in_the_text_format() -> None:
-    assert metrics_text({"leading": 1.0}) == "# TYPE fencekv_operator_leading gauge\nfencekv_operator_leading 1\n"
-
-
 async def test_probes_tell_a_stuck_loop_from_an_api_server_that_is_away() -> None:
     from aiohttp.test_utils import TestClient, TestServer
 
     clock = HandClock()
     ticked = read = clock.now()
-    health = Health(ticked_at=lambda: ticked, quorum_read_at=lambda: read, gauges=lambda: {"leading": 1.0})
+    health = Health(ticked_at=lambda: ticked, quorum_read_at=lambda: read, metrics=lambda: b"")
     async with TestClient(TestServer(application(health, clock))) as client:
         assert [(await client.get(path)).status for path in ("/livez", "/readyz", "/metrics")] == [200, 200, 200]
         clock.seconds += 60

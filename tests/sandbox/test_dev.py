@@ -216,7 +216,7 @@ async def bare(tmp_path: Path) -> AsyncIterator[Sandbox]:
 
 
 async def test_a_sandbox_serves_the_definitions_and_the_logs_of_its_pods(bare: Sandbox) -> None:
-    assert len((await bare.kube.list(CRDS, None)).items) == len(assets.crds()) == 3
+    assert len((await bare.kube.list(CRDS, None)).items) == len(assets.crds()) == 4
     await bare.apply(stateful_set("talk", "print('a word', flush=True); import time; time.sleep(600)"))
     await eventually(lambda: log_of(bare, "talk-0"), what="log")
     assert bare.pod("talk-0").is_running

@@ -118,7 +118,7 @@ class Controller:
         for claim in self._claims:
             if claim["metadata"].get("deletionTimestamp"):
                 await self._attempt(key_of(claim), self._let_go(claim))
-            elif (claim.get("status") or {}).get("phase") != "Bound":
+            elif not _is_bound(claim):
                 await self._attempt(key_of(claim), self._bind(claim))
 
     async def _attempt(self, key: Key, step: Awaitable[None]) -> None:
@@ -216,3 +216,9 @@ class Controller:
             "allocatable": {"cpu": "2", "memory": "4Gi", "pods": "110"},
         }
         await self._kube.patch(NODES, None, name, {"status": found}, subresource="status")
+
+
+def _is_bound(claim: Object) -> bool:
+    """Whether the claim has a volume with all the room that it asks for: every volume here can grow."""
+    status, asked = claim.get("status") or {}, (claim["spec"].get("resources") or {}).get("requests")
+    return status.get("phase") == "Bound" and asked in (None, status.get("capacity"))

@@ -26,6 +26,7 @@ from fencekv.leases import PartitionLease, Session
 from fencekv.partitioning import HashPartitioning
 from fencekv_operator.failover import Failover
 from fencekv_operator.leader import Leader
+from fencekv_operator.placing import Preference
 from fencekv_shard.audit import audit
 from fencekv_shard.folder import Lock, open_or_create
 from fencekv_shard.journal import decode_entry, record_entry
@@ -63,6 +64,7 @@ class Settings:
     history_seconds: int = 0  # of the table; 0: nothing is trimmed
     unix_offset_max: float = UNIX_OFFSET_MAX
     everyone_leads: bool = False  # operators act whether or not they hold their own Lease
+    homing: bool = False  # owners are moved to their first pods whenever that can be
     faults: Sequence[str] = ()  # empty: all that the nemesis knows
 
 
@@ -174,6 +176,10 @@ class World:
         """Does something right after the next fsync of a process, before its loop hears of it."""
         self.disks.after_commit[process.name] = then
 
+    @property
+    def _wish(self) -> Preference:
+        return Preference.REQUIRED if self.settings.homing else Preference.NONE
+
     async def _operate(self, process: Process, name: str) -> None:
         kube, clock = self.api.kube(process), self.clock(name)
         leader = Leader(kube, namespace=NAMESPACE, identity=process.name, clock=clock)
@@ -186,6 +192,7 @@ class World:
             leading=lambda: leader.leading or self.settings.everyone_leads,
             on_transition=lambda _namespace, transition: self.loop.trace(f"transition {transition}"),
             on_change=lambda _namespace, _partition: None,
+            preference=lambda _namespace, _name: self._wish,
         )
         await asyncio.gather(leader.run(), failover.run())
 
