@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from fencekv import messages as m
 from fencekv.attempts import Chance, Failure, Step, final_error, judge, pause_seconds
 from fencekv.discovery import Source
-from fencekv.errors import FenceKVError, Invalid, Lost, Unavailable, Unknown, from_problem
+from fencekv.errors import FenceKVError, Invalid, Lost, NotOwner, Unavailable, Unknown, from_problem
 from fencekv.routing import Routes, TableRoutes
 from fencekv.sending import Attempt, Broken, Build, Refused, Transport
 
@@ -203,7 +203,7 @@ class Caller:
         if index is not None:
             self.routes.saw(request.table, index, token=answer.token, epoch=answer.epoch)
         if isinstance(answer, m.Refusal):
-            answered = self._refusal(request, index, answer)
+            answered = self._refusal(request, index, address, answer)
             return _Failed(answered, answered.detail)
         late = self._clock() - sent > settings.standard_success_seconds
         if late and isinstance(answer, _WRITES) and answer.durability == m.STANDARD:
@@ -264,7 +264,7 @@ class Caller:
         consistency, durability, _, _, key, _ = options
         return m.Options(consistency, durability, least, seen.epoch or None, key)
 
-    def _refusal(self, request: Request, index: int | None, answer: m.Refusal) -> FenceKVError:
+    def _refusal(self, request: Request, index: int | None, address: str, answer: m.Refusal) -> FenceKVError:
         error = _error(answer)
         if index is None:
             return error
@@ -278,6 +278,9 @@ class Caller:
         ):
             return error
         error.extra.pop("http", None)
+        if isinstance(error, NotOwner):
+            # A shard that is cut off goes on naming itself: others are asked for the owner, and for the routes.
+            self.routes.avoid(address, now=self._clock())
         if judge(error, write=request.write, keyed=_keyed(request)).step is not Step.RAISE:
             self.routes.doubt(request.table)
         return error
@@ -289,7 +292,9 @@ class Caller:
         if not self._endpoints:
             raise Unavailable(f"no shard of {self._namespace} is known")
         now = self._clock()
-        ranked = [(not self.routes.usable(http, now=now), self._chance.random(), http) for http in self._endpoints]
+        # One address may stand for a connection to one shard: owners named earlier are further ways in.
+        known = sorted({*self._endpoints, *self.routes.addresses()})
+        ranked = [(not self.routes.usable(http, now=now), self._chance.random(), http) for http in known]
         return [http for _, _, http in sorted(ranked)]
 
     async def _ask(self, address: str, table: str, key: str | None) -> m.Answer:

@@ -58,6 +58,7 @@ SERVICE_ACCOUNTS: Final = Resource("", "v1", "serviceaccounts", "ServiceAccount"
 CLAIMS: Final = Resource("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim")
 EVENTS: Final = Resource("", "v1", "events", "Event")
 STATEFUL_SETS: Final = Resource("apps", "v1", "statefulsets", "StatefulSet")
+DEPLOYMENTS: Final = Resource("apps", "v1", "deployments", "Deployment")
 BUDGETS: Final = Resource("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget")
 NETWORK_POLICIES: Final = Resource("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy")
 ROLES: Final = Resource("rbac.authorization.k8s.io", "v1", "roles", "Role")
@@ -66,6 +67,8 @@ CRDS: Final = Resource("apiextensions.k8s.io", "v1", "customresourcedefinitions"
 KV_NAMESPACES: Final = Resource("fencekv.io", "v1alpha1", "kvnamespaces", "KVNamespace")
 KV_TABLES: Final = Resource("fencekv.io", "v1alpha1", "kvtables", "KVTable")
 KV_PARTITIONS: Final = Resource("fencekv.io", "v1alpha1", "kvpartitions", "KVPartition")
+KV_OPERATIONS: Final = Resource("fencekv.io", "v1alpha1", "kvoperations", "KVOperation")
+CONFIG_MAPS: Final = Resource("", "v1", "configmaps", "ConfigMap")
 
 
 class KubeError(Exception):
@@ -329,6 +332,38 @@ class HttpKube:
                     yield WatchEvent(event["type"], event["object"])
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise Unclear(f"watch {resource.plural}: {error!r}") from error
+
+    async def dry_run(self, resource: Resource, namespace: str | None, body: Object, *, exists: bool) -> Object:
+        """The object as the server would store it: checked, with its defaults. Nothing is written."""
+        path = resource.path(namespace, body["metadata"]["name"] if exists else "")
+        method = "PUT" if exists else "POST"
+        return await self._request(method, path, body=body, query={"dryRun": "All"}, timeout=REQUEST_SECONDS)
+
+    async def read(
+        self,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        bytes_max: int,
+        timeout: float = REQUEST_SECONDS,
+    ) -> bytes:
+        """The beginning of what is no object: a log, or what a pod answers through the proxy. Never more bytes."""
+        try:
+            async with asyncio.timeout(timeout):
+                async with self._client().get(
+                    self.access.server + path, params=query, headers={**self._headers(), "Accept": "*/*"}
+                ) as response:
+                    raw = bytearray()
+                    async for part in response.content.iter_chunked(65536):
+                        raw += part[: bytes_max - len(raw)]
+                        if len(raw) >= bytes_max:
+                            break
+                    status = response.status
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise Unclear(f"GET {path}: {error!r}") from error
+        if status >= 400:
+            raise error_of(status, _status_of(bytes(raw)))
+        return bytes(raw)
 
     async def _request(
         self,

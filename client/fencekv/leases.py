@@ -37,7 +37,9 @@ OWNER_HTTP: Final = f"{GROUP}/owner-http"
 OWNER_PEER: Final = f"{GROUP}/owner-peer"
 RELEASE_TARGET: Final = f"{GROUP}/release-target"
 ALONE_SINCE: Final = f"{GROUP}/alone-since"
+RELEASE_ASKED: Final = f"{GROUP}/release-asked"  # by the operator: the owner, out of its reach, is to let go
 ACCEPT_LOSS: Final = f"{GROUP}/accept-loss"  # on a KVPartition, by a person
+HOLD_FAILOVER: Final = f"{GROUP}/hold-failover"  # on a KVPartition, by a person: why it is held
 ACCEPTED_LOSS: Final = f"{GROUP}/accepted-loss"  # on its Lease, by the grant that rests on it
 
 Object = dict[str, Any]
@@ -213,6 +215,13 @@ class PartitionLease:
     release_target: str  # a pod, or empty
     alone_since: int | None  # epoch for which the owner cannot reach minInSync standbys; None: it can.
     accepted_loss: int | None  # epoch whose loss a person accepted for this grant; None: nothing was lost.
+    release_asked: str = ""  # "<epoch>/<pod>": the operator asks the owner of that epoch to release to that pod
+
+    @property
+    def asked_target(self) -> str:
+        """The pod that the owner is asked to release to, because it is alone; empty: it is not asked."""
+        epoch, _, target = self.release_asked.partition("/")
+        return target if epoch == str(self.epoch) == str(self.alone_since) else ""
 
     @property
     def is_released(self) -> bool:
@@ -245,6 +254,7 @@ class PartitionLease:
             release_target=notes.get(RELEASE_TARGET, ""),
             alone_since=_optional_number(notes, ALONE_SINCE),
             accepted_loss=_optional_number(notes, ACCEPTED_LOSS),
+            release_asked=notes.get(RELEASE_ASKED, ""),
         )
 
 
@@ -285,7 +295,7 @@ def granted(
     assert epoch > int((lease.get("spec") or {}).get("leaseTransitions") or 0), (epoch, lease)
     changed = with_in_sync(lease, in_sync=in_sync, set_version=set_version)
     notes = changed["metadata"]["annotations"]
-    for gone in (RELEASED, RELEASE_TARGET, ALONE_SINCE, ACCEPTED_LOSS):
+    for gone in (RELEASED, RELEASE_TARGET, ALONE_SINCE, ACCEPTED_LOSS, RELEASE_ASKED):
         notes.pop(gone, None)
     if accepted_loss is not None:
         notes[ACCEPTED_LOSS] = str(accepted_loss)
@@ -305,6 +315,11 @@ def released_partition(lease: Mapping[str, Any], *, epoch: int, seq: int, target
     """The partition Lease after its owner closed `epoch` at `seq`; `target` may be empty."""
     notes = {RELEASED: f"{epoch}.{seq}"}
     return _annotated(lease, {**notes, RELEASE_TARGET: target} if target else notes)
+
+
+def with_release_asked(lease: Mapping[str, Any], *, epoch: int, target: str) -> Object:
+    """The partition Lease with the operator's wish that the owner of `epoch` release it to a pod."""
+    return _annotated(lease, {RELEASE_ASKED: f"{epoch}/{target}"})
 
 
 def with_alone_since(lease: Mapping[str, Any], epoch: int | None) -> Object:

@@ -98,6 +98,10 @@ class Routes:
         if routes and index in routes.owners and routes.owners[index].epoch < seen.epoch:
             routes.stale = True
 
+    def addresses(self) -> set[str]:
+        """The addresses of all owners that are known."""
+        return {owner.http for routes in self.tables.values() for owner in routes.owners.values() if owner.http}
+
     def owner_http(self, table: str, index: int) -> str:
         """The owner's address as far as it is known; empty: it is not."""
         owner = self._owner(table, index)

@@ -314,6 +314,16 @@ async def test_a_dead_owner_is_gone_round_by_another_shard() -> None:
         assert len(shard.seen) == 1
 
 
+async def test_a_shard_that_is_cut_off_and_goes_on_naming_itself_is_left_for_another_owner() -> None:
+    refusal = Answer.of(NotOwner("the session's deadline has passed"))
+    async with ScriptedShard(*[refusal] * 100).running() as cut, ScriptedShard().running() as other:
+        cut.others = [other.address]
+        # The one address that it was told may be a Service, whose connection stays with the shard that it met.
+        async with client(cut.address) as db:
+            await db.table("orders").put("k", b"1")
+        assert (len(cut.seen), len(other.seen)) == (1, 1)
+
+
 async def test_an_owner_that_stays_silent_is_not_the_first_choice_of_the_next_request() -> None:
     async with ScriptedShard(Silence()).running() as owner, ScriptedShard().running() as other:
         other.owner_http = owner.address

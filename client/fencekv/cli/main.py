@@ -1,19 +1,15 @@
-"""`fencekv`: the group of commands.
-
-Invariants:
-  * Nothing but click is imported before a command is chosen, so that help and completion answer at once.
-  * A plug-in (entry point `fencekv.commands`) never hides a command of our own.
-"""
+"""`fencekv`: the group of commands."""
 
 from __future__ import annotations
 
-import importlib
-import sys
+import os
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points, version
-from typing import Final, cast
+from typing import Final
 
 import click
+
+from fencekv.cli.lazy import LazyGroup
 
 # name: module, attribute, help
 COMMANDS: Final = {
@@ -24,35 +20,10 @@ COMMANDS: Final = {
     "txn": ("fencekv.cli.txn", "txn", "Compare, then do one thing or the other, atomically."),
     "history": ("fencekv.cli.pages", "history", "Show the versions of a key, newest first."),
     "route": ("fencekv.cli.pages", "route", "Show who owns the partitions of a table."),
+    "check-history": ("fencekv.cli.check", "check_history", "Check the history of a drill, offline."),
     "bench": ("fencekv.cli.bench", "bench", "Measure puts through this SDK."),
     "completion": ("fencekv.cli.completion", "completion", "Print the completion script of a shell."),
 }
-
-
-class _Commands(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """All names: ours first, as they are documented."""
-        return [*COMMANDS, "version", *(name for name in _plug_ins() if name not in COMMANDS)]
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Loads a command when it is chosen."""
-        if cmd_name in COMMANDS:
-            module, attribute, _ = COMMANDS[cmd_name]
-            return cast(click.Command, getattr(importlib.import_module(module), attribute))
-        own = super().get_command(ctx, cmd_name)
-        if own is not None:
-            return own
-        plug_in = _plug_ins().get(cmd_name)
-        return None if plug_in is None else _load(plug_in)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Lists the commands without loading our own."""
-        rows = [(name, text) for name, (_, _, text) in COMMANDS.items()]
-        for name in self.list_commands(ctx)[len(COMMANDS) :]:
-            command = self.get_command(ctx, name)
-            rows.append((name, command.get_short_help_str(80) if command else ""))
-        with formatter.section("Commands"):
-            formatter.write_dl(rows)
 
 
 @lru_cache(maxsize=1)
@@ -60,24 +31,21 @@ def _plug_ins() -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in entry_points(group="fencekv.commands")}
 
 
-def _load(plug_in: EntryPoint) -> click.Command:
-    try:
-        loaded = plug_in.load()
-    except Exception as error:  # a plug-in is other people's code: it must not take our commands down
-        reason = f"cannot be loaded: {error}"
-
-        @click.command(name=plug_in.name, help=f"({reason})", context_settings={"ignore_unknown_options": True})
-        @click.argument("arguments", nargs=-1)
-        def broken(arguments: tuple[str, ...]) -> None:
-            click.echo(f"fencekv: {plug_in.name} {reason}", err=True)
-            sys.exit(3)
-
-        return broken
-    return cast(click.Command, loaded)
+def _built() -> str:
+    """From which commit, as an image says it; empty outside of one."""
+    commit = os.environ.get("FENCEKV_COMMIT", "")
+    return f" (commit {commit})" if commit else ""
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name="fencekv", prog_name="fencekv")
+@click.group(
+    cls=LazyGroup,
+    table=COMMANDS,
+    plug_ins=lambda: _plug_ins(),  # noqa: PLW0108 (looked up anew: tests put others in its place)
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+@click.version_option(
+    package_name="fencekv", prog_name="fencekv", message=f"%(prog)s, version %(version)s{_built()}"
+)
 def main() -> None:
     """FenceKV: small records that must never be wrong.
 
@@ -92,4 +60,4 @@ def main() -> None:
 def show_version(output: str) -> None:
     """Print the version."""
     number = version("fencekv")
-    click.echo(f'{{"version": "{number}"}}' if output == "json" else number)
+    click.echo(f'{{"version": "{number}"}}' if output == "json" else f"{number}{_built()}")

@@ -19,6 +19,18 @@ def print_json(document: Any) -> None:
     click.echo(json.dumps(document, indent=2, ensure_ascii=False))
 
 
+def print_yaml(document: Any) -> None:
+    """One YAML document on stdout, in the order in which it was made."""
+    import yaml  # noqa: PLC0415 (help must not wait for it)
+
+    click.echo(yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=110), nl=False)
+
+
+def print_document(document: Any, form: str) -> None:
+    """A document as `-o json` or `-o yaml` asks for it."""
+    (print_yaml if form == "yaml" else print_json)(document)
+
+
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A table without lines; as wide as it needs when it goes into a pipe."""
     from rich.console import Console  # noqa: PLC0415 (takes a tenth of a second to import)

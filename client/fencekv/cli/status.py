@@ -26,15 +26,18 @@ class Cluster:
     leases: Sequence[Object] = field(default_factory=tuple)
 
 
-def status(cluster: Cluster, *, table: str = "") -> dict[str, Any]:
-    """The document that `-o json` prints and the tables are made of; `table` empty: all tables."""
+def status(cluster: Cluster, *, name: str = "") -> dict[str, Any] | None:
+    """The document that `-o json` prints and the tables are made of.
+
+    `name`: of a KVNamespace, a KVTable or a KVPartition, with all that belongs to it; empty: everything. None:
+    there is nothing of that name.
+    """
     by_name = {str(lease["metadata"]["name"]): lease for lease in cluster.leases}
-    tables = [item for item in cluster.tables if not table or item["metadata"]["name"] == table]
-    names = {item["metadata"]["name"] for item in tables}
-    partitions = [item for item in cluster.partitions if item["spec"].get("table") in names]
+    chosen = _chosen(cluster, name)
+    if chosen is None:
+        return None
+    namespaces, tables, partitions = chosen
     partitions.sort(key=lambda item: (item["spec"]["table"], int(item["spec"].get("index") or 0)))
-    used = {item["spec"].get("namespace") for item in tables}
-    namespaces = [item for item in cluster.namespaces if not table or item["metadata"]["name"] in used]
     return {
         "namespaces": [_namespace(item, cluster.leases) for item in namespaces],
         "tables": [_table(item) for item in tables],
@@ -42,10 +45,44 @@ def status(cluster: Cluster, *, table: str = "") -> dict[str, Any]:
     }
 
 
+def _chosen(cluster: Cluster, name: str) -> tuple[list[Object], list[Object], list[Object]] | None:
+    """The KVNamespaces, KVTables and KVPartitions that `name` stands for."""
+    if not name:
+        return list(cluster.namespaces), list(cluster.tables), list(cluster.partitions)
+    namespaces, tables = _named(cluster.namespaces, name), _named(cluster.tables, name)
+    partitions = _named(cluster.partitions, name)
+    if not (namespaces or tables or partitions):
+        return None
+    # A namespace and a table may have the same name: then both are meant, with all that is theirs.
+    tables += [t for t in cluster.tables if t not in tables and t["spec"].get("namespace") in _names(namespaces)]
+    partitions += [
+        p for p in cluster.partitions if p not in partitions and p["spec"].get("table") in _names(tables)
+    ]
+    above = {item["spec"].get("table") for item in partitions}
+    tables += [t for t in cluster.tables if t not in tables and t["metadata"]["name"] in above]
+    used = {item["spec"].get("namespace") for item in (*tables, *partitions)}
+    namespaces += [n for n in cluster.namespaces if n not in namespaces and n["metadata"]["name"] in used]
+    return namespaces, tables, partitions
+
+
+def _named(items: Sequence[Object], name: str) -> list[Object]:
+    return [item for item in items if item["metadata"]["name"] == name]
+
+
+def _names(items: Sequence[Object]) -> set[str]:
+    return {str(item["metadata"]["name"]) for item in items}
+
+
 def _namespace(item: Object, all_leases: Iterable[Object]) -> dict[str, Any]:
     name = item["metadata"]["name"]
     shards = [_shard(lease) for lease in all_leases if _is_session_of(lease, name)]
-    return {"name": name, **_conditions(item), "shards": sorted(shards, key=lambda shard: str(shard["pod"]))}
+    paused = bool((item.get("spec") or {}).get("paused"))
+    return {
+        "name": name,
+        "paused": paused,
+        **_conditions(item),
+        "shards": sorted(shards, key=lambda shard: str(shard["pod"])),
+    }
 
 
 def _is_session_of(lease: Object, kvns: str) -> bool:
@@ -82,6 +119,7 @@ def _table(item: Object) -> dict[str, Any]:
         "serving": seen.get("readyPartitions"),
         "durability": spec.get("durability"),
         "replicas": spec.get("replicas"),
+        "paused": bool(spec.get("paused")),
         **_conditions(item),
     }
 
