@@ -155,6 +155,7 @@ class Cluster:
 
     def __init__(self, kubeconfig: Path) -> None:
         self.environment = {"KUBECONFIG": str(kubeconfig)}
+        self.installed_seconds: float | None = None  # what the first installation took. None: it was none of ours.
 
     def kubectl(self, *words: str, stdin: str | None = None, seconds: float = COMMAND_SECONDS) -> str:
         """Runs kubectl; gives its output."""
@@ -205,7 +206,9 @@ class Cluster:
         ):
             self._show(*words)
         with contextlib.suppress(Failed):
-            for each in restarted(self.get("pods", "-A")["items"]):
+            for each in restarted(
+                self.get("pods", "-A", "--field-selector=metadata.namespace!=kube-system")["items"]
+            ):
                 ended = json.dumps(each.last_state, indent=2)
                 say(f"{each.namespace}/{each.pod}: {each.container} restarted {each.count} times, before: {ended}")
                 self._show("logs", "-n", each.namespace, each.pod, "-c", each.container, "--previous", *LOGS)

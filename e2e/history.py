@@ -1,0 +1,180 @@
+"""What the records of a load say: pauses, failures, losses, stale acknowledgements. Pure.
+
+Invariants:
+  * Times are of one clock, the client's: nothing here compares clocks of two machines.
+  * Nothing is forgiven: a put that was acknowledged must be there with its value and its very version; one that
+    was not may be there or not.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Line = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Put:
+    """An acknowledged put."""
+
+    key: str
+    partition: str
+    epoch: int
+    seq: int
+    sent: float
+    answered: float
+    shard: str  # empty: of the steady writer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A put that was not acknowledged."""
+
+    key: str
+    error: str
+    detail: str
+    sent: float
+    answered: float
+    shard: str
+
+
+@dataclass(slots=True, kw_only=True)
+class Records:
+    """What a load wrote down."""
+
+    puts: list[Put] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    found: dict[str, tuple[str, str]] = field(default_factory=dict)  # key: value and version, at the end
+    partitions: tuple[str, ...] = ()
+    stopped: float | None = None  # when the load was told to stop. None: it was not.
+    read_error: str = ""
+
+    def add(self, line: Line) -> None:
+        """Takes a line of the load."""
+        if "read" in line:
+            self.found[line["read"]] = (line["value"], line["version"])
+        elif "end" in line:
+            self.stopped, self.read_error = line["stopped"], line["read_error"]
+        elif "begin" in line:
+            self.partitions = tuple(line["partitions"])
+        elif "error" in line:
+            self.failures.append(
+                Failure(
+                    key=line["key"],
+                    error=line["error"],
+                    detail=line["detail"],
+                    sent=line["sent"],
+                    answered=line["at"],
+                    shard=line.get("shard", ""),
+                )
+            )
+        else:
+            epoch, _, seq = line["version"].partition(".")
+            self.puts.append(
+                Put(
+                    key=line["key"],
+                    partition=line["partition"],
+                    epoch=int(epoch),
+                    seq=int(seq),
+                    sent=line["sent"],
+                    answered=line["at"],
+                    shard=line.get("shard", ""),
+                )
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """The figures of one load.
+
+    `failed` and `unknown` are requests of the steady writer, whose SDK repeats what may be repeated for 10 s; what
+    the stubborn ones were refused is as it should be. `lost` and `stale` count the acknowledged puts of both.
+    """
+
+    acknowledged: int
+    pause_seconds: float  # the longest between two acknowledgements of one partition
+    slowest_seconds: float  # the longest that one acknowledged request took
+    failed: int
+    unknown: int
+    lost: int
+    stale: int
+    doubled: int  # puts that share a place in a journal
+    stubborn_acknowledged: int
+    examples: tuple[str, ...]  # of what is wrong
+
+
+def judge(records: Records) -> Verdict:
+    """Counts.
+
+    Raises:
+        ValueError: the load did not end, or could not read.
+    """
+    if records.stopped is None or records.read_error:
+        raise ValueError(f"the load has no end, or could not be read back: {records.read_error or 'cut short'}")
+    steady = [put for put in records.puts if not put.shard]
+    failures = [failure for failure in records.failures if not failure.shard]
+    lost = [put for put in records.puts if not _is_there(records, put)]
+    stale = list(stale_puts(records.puts))
+    places = {(put.partition, put.seq) for put in records.puts}
+    return Verdict(
+        acknowledged=len(records.puts),
+        pause_seconds=max(pauses(steady, records.partitions, until=records.stopped).values()),
+        slowest_seconds=max((put.answered - put.sent for put in steady), default=0.0),
+        failed=sum(failure.error != "Unknown" for failure in failures),
+        unknown=sum(failure.error == "Unknown" for failure in failures),
+        lost=len(lost),
+        stale=len(stale),
+        doubled=len(records.puts) - len(places),
+        stubborn_acknowledged=len(records.puts) - len(steady),
+        examples=(
+            *(f"lost: {put}, found {records.found.get(put.key)}" for put in lost[:3]),
+            *(f"stale: {put}" for put in stale[:3]),
+            *(f"failed: {failure}" for failure in failures[:3]),
+        ),
+    )
+
+
+def pauses(puts: Iterable[Put], partitions: Iterable[str], *, until: float) -> dict[str, float]:
+    """The longest time between two acknowledgements, or without one up to `until`, for each partition.
+
+    A partition that acknowledged nothing was paused without end.
+    """
+    times: dict[str, list[float]] = {partition: [] for partition in partitions}
+    for put in puts:
+        times[put.partition].append(put.answered)
+    longest: dict[str, float] = {}
+    for partition, each in times.items():
+        ends = [*sorted(each), max(until, *each)] if each else [-math.inf, until]
+        longest[partition] = max(after - before for before, after in itertools.pairwise(ends))
+    return longest
+
+
+def again_seconds(records: Records, *, since: float) -> float:
+    """From a moment on, until every partition had acknowledged a put; without end if one did not."""
+    first = dict.fromkeys(records.partitions, math.inf)
+    for put in records.puts:
+        if not put.shard and put.answered >= since:
+            first[put.partition] = min(first[put.partition], put.answered)
+    return max(first.values()) - since
+
+
+def stale_puts(puts: Iterable[Put]) -> Iterable[Put]:
+    """Puts acknowledged under an epoch though a higher one had acknowledged before they were even sent."""
+    first: defaultdict[str, dict[int, float]] = defaultdict(dict)
+    chosen = list(puts)
+    for put in chosen:
+        known = first[put.partition].get(put.epoch)
+        first[put.partition][put.epoch] = put.answered if known is None else min(known, put.answered)
+    for put in chosen:
+        higher = [at for epoch, at in first[put.partition].items() if epoch > put.epoch]
+        if higher and min(higher) < put.sent:
+            yield put
+
+
+def _is_there(records: Records, put: Put) -> bool:
+    return records.found.get(put.key) == (f"value of {put.key}", f"{put.epoch}.{put.seq}")
