@@ -15,6 +15,7 @@ from fencekv import frames
 from fencekv import messages as m
 from fencekv import operations as op
 from fencekv.errors import Exhausted, Fenced, Lost, Unavailable, Unknown
+from fencekv.frame_reader import read_answer
 from fencekv.partitioning import HashPartitioning, RangePartitioning
 from fencekv.token import Token, Version
 from fencekv.transport import make_session, send
@@ -22,7 +23,7 @@ from fencekv_shard import api
 from fencekv_shard.calls import Found, WriteKind, Written
 from fencekv_shard.frame_answers import encode, render
 from fencekv_shard.server import Running
-from fencekv_shard.transaction import Effect, PutResult, Record
+from fencekv_shard.transaction import Effect, GetResult, PutResult, Record
 
 
 @pytest.fixture(name="ask")
@@ -290,15 +291,19 @@ async def test_a_write_is_held_during_a_move(node: FakeNode, ask: FrameAsker, pa
     assert node.holds == [("orders", 0)]
 
 
-async def test_an_answer_larger_than_a_frame_is_an_error_that_claims_nothing_wrong(
-    ask: FrameAsker, partition: FakePartition
+@pytest.mark.parametrize(
+    ("version", "name", "extra"),
+    [(None, "TooLarge", {"limit": 16_000_000}), (Version(1, 1), "Unknown", {"version": "1.1"})],
+)
+def test_an_answer_larger_than_a_frame_is_an_error_that_claims_nothing_wrong(
+    version: Version | None, name: str, extra: dict[str, object]
 ) -> None:
-    await ask.put("k", b"x" * (1 << 20))
-    gets: list[op.Operation] = [op.Get("k")] * 17
-    read = await ask.ask(m.Txn(ask.next(), "orders", None, [], gets, []))
-    assert (read.name, read.extra["limit"]) == ("TooLarge", 16_000_000)
-    wrote = await ask.ask(m.Txn(ask.next(), "orders", None, [], [op.Put("l", b""), *gets], []))
-    assert (wrote.name, wrote.extra["version"]) == ("Unknown", "1.1")
+    effect = Effect(True, (GetResult("k", b"x" * (1 << 20), Version(1, 1)),) * 17)
+    answer = Written("orders-0", Token(1, 1), 1, WriteKind.TXN, effect, version, api.Durability.STANDARD)
+    frame = encode(7, answer)
+    refusal = read_answer(frame[4:], {7: m.TXN}.get)
+    assert isinstance(refusal, m.Refusal)
+    assert (refusal.name, {field: refusal.extra[field] for field in extra}) == (name, extra)
 
 
 # -- many at once
