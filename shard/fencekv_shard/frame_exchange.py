@@ -16,6 +16,7 @@ from fencekv_shard.api import Node
 from fencekv_shard.calls import Relayed
 from fencekv_shard.dispatcher import Dispatcher
 from fencekv_shard.metrics import Metrics
+from fencekv_shard.tasks import Tasks
 
 OPENING_SECONDS_MAX: Final = 5.0  # from connecting to the client's first message
 FRAME_SECONDS_MAX: Final = 30.0  # for a frame to arrive whole
@@ -73,7 +74,7 @@ class Exchange:
         self.held_bytes = 0
         self._held_bytes_max = held_bytes_max
         self._unflushed: list[Flushes] = []
-        self._tasks: dict[asyncio.Task[None], None] = {}  # ordered, unlike a set
+        self._tasks = Tasks()
 
     def full(self) -> bool:
         """Whether no further request is to be taken."""
@@ -87,16 +88,11 @@ class Exchange:
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Runs the long way of a request."""
-        task = self.loop.create_task(work)
-        self._tasks[task] = None
-        task.add_done_callback(self._tasks.pop)
-        return task
+        return self._tasks.spawn(work)
 
     async def close(self) -> None:
         """Ends what still runs."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.close()
 
     def _flush(self) -> None:
         connections, self._unflushed = self._unflushed, []

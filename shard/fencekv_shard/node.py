@@ -28,6 +28,7 @@ from fencekv.kube import KV_NAMESPACES, KV_PARTITIONS, LEASES, Kube, KubeError, 
 from fencekv.leases import PartitionLease, Session, SessionLease
 from fencekv_shard import folder, limits
 from fencekv_shard.api import Route, Table
+from fencekv_shard.catalog import Catalog
 from fencekv_shard.executor import Executor, run
 from fencekv_shard.feed import Feeds
 from fencekv_shard.fence import Role
@@ -43,6 +44,7 @@ from fencekv_shard.session import LeaseTimes, SessionKeeper, SessionOver
 from fencekv_shard.spec import PartitionSpec
 from fencekv_shard.store import CommitFailed, Corrupt, StorageError
 from fencekv_shard.surroundings import Surroundings
+from fencekv_shard.tasks import Tasks
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +81,8 @@ class Node:
     ) -> None:
         """`meters` None: counts that nobody but this shard's report shows."""
         self.config = config
+        self._tasks = Tasks(on_error=self._unexpected)
+        self._spawn = self._tasks.spawn
         self.kvns, self.pod = config.kvns, config.session.pod
         self._kube, self._clock, self._transport = kube, clock, transport
         self._on_fatal_outside = on_fatal
@@ -128,17 +132,12 @@ class Node:
             discard=self._discard,
             spawn=self._spawn,
         )
-        self._specs: dict[str, PartitionSpec] = {}  # of all partitions of the namespace, by UID
-        self._tables: dict[str, dict[int, PartitionSpec]] = {}
-        self._made_tables: dict[str, Table] = {}  # what `_tables` says, in the form that requests use
+        self._catalog = Catalog()  # of all partitions of the namespace
         self._partitions: dict[str, Partition] = {}  # the replicas on this shard, by UID
         self._stored: dict[str, Replica] = {}  # opened at the start, their KVPartition not seen yet
-        self._raw_leases: dict[str, dict[str, Any]] = {}  # by partition UID
-        self._seen_leases: dict[str, PartitionLease] = {}
         self._opening: set[str] = set()
         self._opened: dict[str, dict[str, object]] = {}  # what opening took, for the report, by UID
         self._opening_slots = asyncio.Semaphore(OPENING_AT_ONCE)
-        self._tasks: dict[asyncio.Task[None], None] = {}  # ordered, unlike a set
         self._listener: Listener | None = None
         self._failed = False
         self._informers = self._watched()
@@ -212,9 +211,7 @@ class Node:
         self._feeds.close()
         if self._listener is not None:
             self._listener.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.close()
         try:
             async with asyncio.timeout(limits.CLOSE_SECONDS):
                 for partition in list(self._partitions.values()):
@@ -229,36 +226,22 @@ class Node:
 
     def table(self, name: str) -> Table:
         """A table as its partitions describe it."""
-        made = self._made_tables.get(name)
-        if made is None:
-            made = self._made_tables[name] = self._make_table(name)
-        return made
-
-    def _make_table(self, name: str) -> Table:
-        specs = self._tables.get(name)
-        if not specs and not all(informer.synced.is_set() for informer in self._informers):
+        table = self._catalog.table(name)
+        if table is not None:
+            return table
+        if not all(informer.synced.is_set() for informer in self._informers):
             raise Unavailable("this shard has just begun: it does not know the tables yet")
-        if not specs:
-            raise Invalid(f"no table {name!r} in namespace {self.kvns!r}", status=404, field="table")
-        spec = specs[min(specs)]
-        return Table(
-            name=name,
-            partitioning=spec.partitioning,
-            durability=spec.durability,
-            value_bytes_max=spec.value_bytes_max,
-            key_pattern=spec.key_pattern,
-            partitions=[f"{name}-{index}" for index in range(spec.partitioning.count)],
-        )
+        raise Invalid(f"no table {name!r} in namespace {self.kvns!r}", status=404, field="table")
 
     def route(self, table: str, index: int) -> Route:
         """Who owns a partition, as far as this shard knows."""
-        spec = self._tables.get(table, {}).get(index)
+        spec = self._catalog.at(table, index)
         name = f"{table}-{index}"
         if spec is None:
             return Route(partition=name, index=index, epoch=0, owner="", http="", local=False)
         partition = self._partitions.get(spec.uid)
         # What the partition has acted on is ahead of the watch, never behind it.
-        seen = (partition.lease if partition else None) or self._seen_leases.get(spec.uid)
+        seen = (partition.lease if partition else None) or self._catalog.lease(spec.uid)
         if seen is None or seen.session is None:
             return Route(partition=name, index=index, epoch=0, owner="", http="", local=False)
         local = partition is not None and seen.session == self.session.session
@@ -268,18 +251,16 @@ class Node:
 
     def local(self, table: str, index: int) -> Partition | None:
         """The replica on this shard."""
-        spec = self._tables.get(table, {}).get(index)
+        spec = self._catalog.at(table, index)
         return self._partitions.get(spec.uid) if spec else None
 
     def holding(self, table: str, index: int) -> bool:
         """Whether `hold` would wait."""
-        partition = self.local(table, index)
-        return partition is not None and partition.holding
+        return (partition := self.local(table, index)) is not None and partition.holding
 
     async def hold(self, table: str, index: int) -> None:
         """Waits while a planned move is under way."""
-        partition = self.local(table, index)
-        if partition is not None:
+        if (partition := self.local(table, index)) is not None:
             await partition.hold()
 
     async def release(self, uid: str, epoch: int, target: str) -> bool:
@@ -333,11 +314,8 @@ class Node:
         if kind == "DELETED":
             self._forget(spec)
             return
-        if self._specs.get(spec.uid) == spec:
+        if not self._catalog.add(spec):
             return  # its status changed, which happens far more often
-        self._specs[spec.uid] = spec
-        self._made_tables.pop(spec.table, None)
-        self._tables.setdefault(spec.table, {})[spec.index] = spec
         partition = self._partitions.get(spec.uid)
         if partition is not None:
             partition.respec(spec)
@@ -354,11 +332,8 @@ class Node:
         except leases.MalformedLease as error:
             logger.error("%s: %s", item["metadata"]["name"], error)
             return
-        known = self._seen_leases.get(seen.partition_uid)
-        if known is not None and seen.epoch < known.epoch:
+        if not self._catalog.see(item, seen):
             return
-        self._raw_leases[seen.partition_uid] = item
-        self._seen_leases[seen.partition_uid] = seen
         partition = self._partitions.get(seen.partition_uid)
         if partition is not None:
             partition.lease_changed(item)
@@ -368,10 +343,7 @@ class Node:
     def _settings_changed(self, kind: str, item: dict[str, Any]) -> None:
         if item["metadata"]["name"] != self.kvns or kind == "DELETED":
             return
-        times = item["spec"].get("lease") or {}
-        self.session.times = LeaseTimes(
-            valid_seconds=int(times.get("validSeconds", 4)), renew_seconds=float(times.get("renewSeconds", 1))
-        )
+        self.session.times = LeaseTimes.of(item["spec"])
 
     async def _open_stored(self, uid: str) -> None:
         """Opens a replica that lies on disk, whether or not its KVPartition still exists."""
@@ -387,7 +359,7 @@ class Node:
         What their deletionPolicy was, nobody here knows any more: the files stay, for a person to remove.
         """
         await self._informers[0].synced.wait()
-        for uid in sorted(self._stored.keys() - self._specs.keys()):
+        for uid in sorted(self._stored.keys() - self._catalog.uids()):
             logger.warning("%s: no KVPartition has this UID any more; its files are kept", uid)
             del self._opened[uid]
             await self._stored.pop(uid).close()
@@ -405,12 +377,13 @@ class Node:
             logger.error("%s: not opened: %s", spec.name, error)
             return
         self._opening.discard(spec.uid)
-        if spec.uid not in self._specs:  # deleted while it was being opened
+        now = self._catalog.spec(spec.uid)
+        if now is None:  # deleted while it was being opened
             self._opened.pop(spec.uid, None)
             await self._remove(Partition(spec, replica, self._around))
             return
-        partition = self._partitions[spec.uid] = Partition(self._specs[spec.uid], replica, self._around)
-        raw = self._raw_leases.get(spec.uid)
+        partition = self._partitions[spec.uid] = Partition(now, replica, self._around)
+        raw = self._catalog.raw_lease(spec.uid)
         if raw is not None:
             partition.lease_changed(raw)
 
@@ -427,30 +400,22 @@ class Node:
         return replica
 
     def _forget(self, spec: PartitionSpec) -> None:
-        self._specs.pop(spec.uid, None)
-        self._made_tables.pop(spec.table, None)
+        self._catalog.forget(spec)
         self._opening.discard(spec.uid)
         self._opened.pop(spec.uid, None)
-        self._raw_leases.pop(spec.uid, None)
-        self._seen_leases.pop(spec.uid, None)
-        known = self._tables.get(spec.table, {})
-        if spec.index in known and known[spec.index].uid == spec.uid:
-            del known[spec.index]
-            if not known:
-                del self._tables[spec.table]
         partition = self._partitions.pop(spec.uid, None)
         if partition is not None:
             self._spawn(self._remove(partition))
 
     def _held(self, uid: str) -> Held | None:
         """What lies here of a partition, for the leaver."""
-        spec, partition = self._specs.get(uid), self._partitions.get(uid)
+        spec, partition = self._catalog.spec(uid), self._partitions.get(uid)
         replica = partition.replica if partition else self._stored.get(uid)
         if spec is None or replica is None or uid in self._opening:
             return None
         return Held(
             spec=spec,
-            lease=self._seen_leases.get(uid),
+            lease=self._catalog.lease(uid),
             known_epoch=max(replica.known_epoch, partition.fence.epoch if partition else 0),
             set_version=replica.set_version,
             members=replica.members,
@@ -468,7 +433,7 @@ class Node:
             await stored.close()
         await run(self._around.executor, partial(Replica.discard, self._folder, uid))
         self._opening.discard(uid)
-        spec = self._specs.get(uid)
+        spec = self._catalog.spec(uid)
         if spec is not None and self.pod in spec.replicas:
             self._opening.add(uid)
             await self._open(spec)
@@ -524,18 +489,10 @@ class Node:
                 partition.owned.stop(NotOwner("a commit failed on this shard"))
         self._on_fatal_outside(error)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks[task] = None
-        task.add_done_callback(self._done)
-        return task
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.pop(task, None)
-        if not task.cancelled() and task.exception() is not None:
-            # An error that nobody expected, in code that holds a protocol: stop rather than go on.
-            logger.critical("unexpected error", exc_info=task.exception())
-            self._fatal(task.exception())  # type: ignore[arg-type]
+    def _unexpected(self, error: BaseException) -> None:
+        """A task ended by it, in code that holds a protocol: stop rather than go on."""
+        logger.critical("unexpected error", exc_info=error)
+        self._fatal(error)
 
 
 async def _ignore_result(work: Coroutine[Any, Any, bool]) -> None:

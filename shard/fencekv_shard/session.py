@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -42,6 +43,13 @@ class LeaseTimes:
 
     valid_seconds: int = 4
     renew_seconds: float = 1.0
+
+    @classmethod
+    def of(cls, spec: Mapping[str, Any]) -> LeaseTimes:
+        """What a KVNamespace's spec says."""
+        times = spec.get("lease") or {}
+        valid, renew = times.get("validSeconds", 4), times.get("renewSeconds", 1)
+        return cls(valid_seconds=int(valid), renew_seconds=float(renew))
 
 
 class Memory(Protocol):
