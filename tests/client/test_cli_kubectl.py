@@ -90,6 +90,8 @@ def test_status_is_shown_again_when_something_changes_and_not_when_sessions_rene
                 await kube.patch(KV_PARTITIONS, NAMESPACE, "orders-1", status, subresource="status")
             await asyncio.sleep(0.02)
 
+    # A shell ignores it for what it runs in the background, and so would every process from here on.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with in_background(cluster(tmp_path, sample(), acts=renew_and_change)) as kubeconfig:
         command = [*PROGRAM, "status", "orders-1", "--watch", "--interval", "0.2", "-o", "yaml"]
         process = subprocess.Popen(
