@@ -33,8 +33,10 @@ def owners(cluster: Cluster, table: str = "orders") -> dict[str, tuple[str, int]
 
 def settle(cluster: Cluster, *, seconds: float = 120, partitions: tuple[str, ...] = PARTITIONS) -> None:
     """Waits until every shard is back and in sync, which is when the next one may fall."""
-    rollout = ("rollout", "status", "statefulset/sample", f"--timeout={seconds:g}s")
-    cluster.kubectl(*rollout, seconds=seconds + 10)
+    # `kubectl rollout status` knows no StatefulSet that is updated OnDelete.
+    path, every = ".status.readyReplicas", str(len(SHARDS))
+    cluster.until("statefulset", "sample", path=path, holds=lambda seen: seen == every, seconds=seconds)
+    cluster.wait("--for=condition=Reconciling=False", "kvns/sample", seconds=seconds)
     for partition in partitions:
         cluster.until(
             "kvp",
