@@ -42,7 +42,9 @@ async def causes(world: World, partition: str, *, status: int) -> list[dict[str,
     return found
 
 
-async def test_a_frozen_standby_is_explained_an_owner_moved_and_everything_gathered(make, tmp_path: Path) -> None:
+async def test_a_frozen_standby_is_explained_an_owner_moved_and_everything_gathered(
+    make, tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
     async with make() as world:
         shown = json.loads(await kubectl_fencekv(world, "status", "orders-0", "-o", "json"))
         [row] = shown["partitions"]
@@ -80,10 +82,11 @@ async def test_a_frozen_standby_is_explained_an_owner_moved_and_everything_gathe
         with zipfile.ZipFile(file) as archive:
             metrics = archive.read(f"fencekv-report/shards/{owner}/metrics.txt").decode()
             report = json.loads(archive.read(f"fencekv-report/shards/{owner}/report.json"))
-            log = archive.read(f"fencekv-report/shards/{owner}/shard.log").decode()
+            if not pytestconfig.getoption("--realapi"):  # a control plane alone has no kubelet to ask for logs
+                log = archive.read(f"fencekv-report/shards/{owner}/shard.log").decode()
+                assert "orders-0: owner with epoch" in log
         assert 'fencekv_partition_serving{partition="orders-0",role="owner"} 1.0' in metrics
         assert report["pod"] == owner
-        assert "orders-0: owner with epoch" in log
 
 
 async def test_a_drill_is_waited_for_and_its_history_proves_it(make, tmp_path: Path) -> None:
