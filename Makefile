@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 IMAGE ?= fencekv:dev
 # With a C compiler the modules on the way of a write are compiled: docs/decisions/0007-compiled.md.
 COMPILED ?= $(if $(shell command -v cc 2>/dev/null),true,false)
-NATIVE := build/compiled/.complete
+NATIVE := build/compiled/.complete-$(COMPILED)
 PACKAGES := client/fencekv operator/fencekv_operator shard/fencekv_shard e2e/fencekv_sandbox
 SOURCES := client operator shard e2e tests bench docs manifests native
 
@@ -78,7 +78,7 @@ test-k8s: install ## the suites of operator, sandbox and failover on a real kube
 # In two steps: what the lock file names needs a network, once; this project's own wheel never does. So `make image`
 # after `make wheels` works where no index can be reached, also when a source file has changed since.
 LOCKED := build/wheels/locked/.complete
-OWN := build/wheels/own/.complete
+OWN := build/wheels/own/.complete-$(COMPILED)
 WHEEL_SOURCES := README.md LICENSE $(shell find $(PACKAGES) crds manifests/samples -type f -not -path '*/__pycache__/*')
 
 wheels: $(LOCKED) $(OWN) ## wheels of the lock file and of this project, for the image

@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
         for row in ROWS:
             if asked.fault and row.name not in asked.fault:
                 continue
-            if why := cannot(row, cluster):
+            if why := cannot(row):
                 say(f"{row.name} is left out: {why}")
                 continue
             result = repeat(cluster, row, asked.runs or row.runs)

@@ -13,7 +13,7 @@ import faults
 import scenes
 from faults import Side, Way
 from history import Records, Verdict, again_seconds, judge
-from kubectl import Cluster, Failed, say
+from kubectl import Cluster, say
 from loading import loading
 from sample import settle
 from scenes import Play
@@ -185,16 +185,9 @@ def _turns(name: str, title: str, rows: list[Row], also: Callable[[Play], Play])
 ROWS: Final = _rows()
 
 
-def cannot(row: Row, cluster: Cluster) -> str:
+def cannot(row: Row) -> str:
     """Why a drill cannot be done here; empty if it can."""
-    if row.needs_docker and (why := faults.available()):
-        return why
-    if row.name == "switchover":
-        try:
-            cluster.get("crd", "kvoperations.fencekv.io")
-        except Failed:
-            return "this version has no KVOperation"
-    return ""
+    return faults.available() if row.needs_docker else ""
 
 
 def run(cluster: Cluster, row: Row, number: int) -> Run:

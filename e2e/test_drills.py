@@ -14,7 +14,7 @@ BUSY_SECONDS = 4.0
 @pytest.mark.timeout(420)
 @pytest.mark.parametrize("row", [row for row in ROWS if row.partitions is None], ids=lambda row: row.name)
 def test_a_drill_loses_nothing(cluster: Cluster, row: Row) -> None:
-    if why := cannot(row, cluster):
+    if why := cannot(row):
         pytest.skip(why)
     done = run(cluster, row, 0)
     verdict = done.verdict

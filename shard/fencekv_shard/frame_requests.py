@@ -46,7 +46,6 @@ _WRITES: Final = (messages.Put, messages.Delete, messages.Txn)
 _PLAIN: Final = Options()
 _CONSISTENCIES: Final = tuple(Consistency(name) for name in messages.CONSISTENCIES)
 _DURABILITIES: Final = tuple(Durability(name) for name in messages.DURABILITIES)
-_KEY_CHARS_SURELY_SHORT: Final = limits.KEY_BYTES_MAX // 4  # a character is four bytes at most
 
 
 def read(request: messages.Request, *, namespace: str) -> Call:
@@ -131,7 +130,7 @@ def _one_write(write: Put | Delete, condition: messages.Condition, idempotency_k
 
 def _check_key(key: str) -> None:
     # The codec has seen that it is UTF-8; nearly all keys need no closer look.
-    short = 0 < len(key) <= _KEY_CHARS_SURELY_SHORT
+    short = 0 < len(key) <= limits.KEY_CHARS_SURELY_SHORT
     if not short or "\x00" in key or key.startswith(limits.KEY_RESERVED_PREFIX):
         validate_key(key)
 

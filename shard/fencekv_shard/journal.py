@@ -34,7 +34,6 @@ _NODE_TAG: Final = b"fencekv.node.v1"
 _NODES_MAX: Final = 63
 _HEAD_BYTES: Final = 2 * HASH_BYTES + 1
 _ARRAY_OF_8: Final = b"\x88"
-_KEY_CHARS_SURELY_SHORT: Final = limits.KEY_BYTES_MAX // 4  # a character is four bytes at most
 
 
 class Kind(enum.IntEnum):
@@ -400,7 +399,7 @@ def writes_problem(writes: Sequence[Write]) -> str:
         key = write.key
         if not key or "\x00" in key:
             return f"key {key[:64]!r} is empty or has a NUL"
-        if len(key) > _KEY_CHARS_SURELY_SHORT and len(key.encode()) > limits.KEY_BYTES_MAX:
+        if len(key) > limits.KEY_CHARS_SURELY_SHORT and len(key.encode()) > limits.KEY_BYTES_MAX:
             return f"key {key[:64]!r}… has more than {limits.KEY_BYTES_MAX} bytes"
     if len(writes) > 1 and len({write.key for write in writes}) != len(writes):
         return "a key is written twice"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 KEY_BYTES_MAX: Final = 1024
+KEY_CHARS_SURELY_SHORT: Final = KEY_BYTES_MAX // 4  # a character is four bytes at most
 KEY_RESERVED_PREFIX: Final = "\x01"  # keys of FenceKV's own
 VALUE_BYTES_MAX: Final = 1 << 20
 TXN_OPERATIONS_MAX: Final = 1000

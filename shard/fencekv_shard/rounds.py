@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fencekv.errors import FenceKVError, Invalid, TooLarge
 from fencekv.token import Token, Version
 from fencekv_shard.api import Committed, Waiter
-from fencekv_shard.journal import Entry, Kind
+from fencekv_shard.journal import Entry, transaction_entry
 from fencekv_shard.replica import Replica
 from fencekv_shard.state import Growth
 from fencekv_shard.transaction import Effect, Get, Record, Transaction, Write, evaluate
@@ -141,8 +141,15 @@ class Round:
         """Adds a transaction's entry; gives its seq."""
         seq = self.growth.seq + 1
         idempotency = (transaction.idempotency_key, fingerprint) if fingerprint else None
-        now, actor = self._unix_ns(), transaction.actor
-        entry = Entry(seq, self.txid, self._epoch, Kind.TRANSACTION, now, actor, writes, idempotency)
+        entry = transaction_entry(
+            seq=seq,
+            txid=self.txid,
+            epoch=self._epoch,
+            unix_ns=self._unix_ns(),
+            actor=transaction.actor,
+            writes=writes,
+            idempotency=idempotency,
+        )
         self._replica.stage(entry, self.growth)
         return seq
 

@@ -43,16 +43,16 @@ def batch_of(entries: Sequence[Entry]) -> Batch:
     idempotency: dict[bytes, bytes] = {}
     for entry in entries:
         seq = entry.seq
-        newest_first = b"\x00" + (_NEWEST - seq).to_bytes(8, "big")
+        suffix = _version_suffix(seq)
         for index, write in enumerate(entry.writes):
             key = write.key.encode()
             if isinstance(write, Put):
-                current[key] = _WHERE.pack(seq, index)
+                current[key] = pack_where((seq, index))
                 deleted.discard(key)
             else:
                 current.pop(key, None)
                 deleted.add(key)
-            versions.append((key + newest_first, _INDEX.pack(index)))
+            versions.append((key + suffix, pack_index(index)))
         if entry.idempotency is not None:
             idempotency[entry.idempotency[0]] = seq_key(seq)
     versions.sort()
@@ -114,7 +114,11 @@ def unpack_where(value: bytes) -> Where:
 
 def version_key(key: bytes, seq: int) -> bytes:
     """A key of `versions`; the newest version of a key comes first."""
-    return key + b"\x00" + (_NEWEST - seq).to_bytes(8, "big")
+    return key + _version_suffix(seq)
+
+
+def _version_suffix(seq: int) -> bytes:
+    return b"\x00" + (_NEWEST - seq).to_bytes(8, "big")
 
 
 def unpack_version(key: bytes, value: bytes) -> tuple[bytes, Where]:
