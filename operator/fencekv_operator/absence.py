@@ -33,13 +33,17 @@ class Absences:
         `answered_at`: when the API server last answered, on the clock of `now`.
         """
         if not away:
-            self._away.pop(pod, None)
+            self.end(pod)
             return None
         seen = self._away.setdefault(pod, _Absence(looked_at=now, heard_seconds=0.0))
         if answered_at >= seen.looked_at:
             seen.heard_seconds += min(now - seen.looked_at, SLICE_SECONDS_MAX)
             seen.looked_at = now
         return seen.heard_seconds
+
+    def end(self, pod: str) -> None:
+        """The pod is there: if it is away again, that is another absence."""
+        self._away.pop(pod, None)
 
 
 def replaceable(heard_seconds: Mapping[str, float | None], *, after_seconds: int) -> frozenset[str]:

@@ -88,6 +88,12 @@ class PoolLooks:
         again = any(seconds is not None for seconds in heard.values())
         return Looked(changed=pool.away != before, again=again)
 
+    def observe(self, namespace: str, kvns: str, pod: Object) -> None:
+        """Takes a change of a pod: one that was back between two looks was not away all the time."""
+        pool = self._pools.get((namespace, kvns))
+        if pool is not None and Shard.parse(pod).ready:
+            pool.absences.end(pod["metadata"]["name"])
+
     def _heard(self, pool: _Remembered, namespace: str, pod: str) -> float | None:
         seen = self._cache.get(PODS, namespace, pod)
         return pool.absences.look(

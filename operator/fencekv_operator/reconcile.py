@@ -148,6 +148,8 @@ class Reconciler:
             if self.cache.drop(resource, namespace, meta["name"], uid=meta["uid"]) is not None:
                 self._concerned(resource, obj, gone=True)
         elif self.cache.put(resource, obj):
+            if resource is PODS:
+                self._pools.observe(namespace, kvns_of(obj), obj)
             self._concerned(resource, obj)
 
     def on_change(self, namespace: str, partition: str) -> None:

@@ -310,5 +310,11 @@ async def test_a_pod_is_away_for_good_only_if_the_server_itself_says_so() -> Non
     clock.seconds += 11
     assert (await looks.look(DEFAULT, kvns)).changed
     assert looks.away(DEFAULT, "sample") == {"sample-2"}
+    looks.observe(DEFAULT, "sample", pod("sample-2", ready=True, version="4"))
+    cache.put(PODS, pod("sample-2", ready=False, version="5"))
+    assert (await looks.look(DEFAULT, kvns)).changed, "it was back between two looks: another absence"
+    clock.seconds += 11
+    await looks.look(DEFAULT, kvns)
+    assert looks.away(DEFAULT, "sample") == {"sample-2"}
     looks.forget()
     assert looks.away(DEFAULT, "sample") == frozenset()
