@@ -7,9 +7,10 @@ Invariants:
     It is entered for one of three proofs: the Lease says that this very session released it or was fenced; the
     kubelet reported that very container terminated, and the Lease was fenced; D was heard, and the
     Lease was fenced by a CAS on what was heard to stand still.
-  * A session that was taken over, or whose Lease is absent, is GONE. That is a change like any other: the count
-    starts there, because it proves no death. It can never renew again, so its GONE stands whatever the
-    successor writes.
+  * A session that was taken over, or whose Lease is absent, is gone. That proves no death, and is a change like
+    any other: the count starts there. Only where the successor names what it replaced, and that is the very
+    reading that is being heard, does the count go on: the takeover was a CAS on it, so no renewal lay in between.
+  * A session that is gone can never renew again, so how it went stands whatever its successors write.
   * `live` names only sessions that held their pod's Lease at the last successful quorum read and are not over.
 """
 
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -25,6 +26,7 @@ from fencekv.leases import (
     KIND_SESSION,
     LABEL_KIND,
     LABEL_NAMESPACE,
+    LastWord,
     MalformedLease,
     Session,
     SessionLease,
@@ -60,6 +62,7 @@ class Track:
     heard: Heard
     held: bool  # whether it holds its pod's Lease
     absent: bool  # whether there is no Lease of that pod
+    gone: Hashable = GONE  # how it went, as far as that is known; of meaning only while it does not hold its Lease
 
     @property
     def doubted(self) -> bool:
@@ -175,22 +178,26 @@ class Sessions:
                 self._tenures[pod] = Heard.first(None, reading)
 
     def _feed(self, session: Session, kvns: str, reading: Reading) -> None:
-        seen = self.seen.get(session.pod)
+        seen, track = self.seen.get(session.pod), self.tracks.get(session)
         held = seen is not None and seen.lease.session == session
         valid: float | None = None
-        observation: object = GONE
         if held and seen is not None:
             lease, valid = seen.lease, float(seen.lease.valid_seconds)
-            observation = (lease.uid, lease.resource_version, str(lease.session), lease.renewal)
-        track = self.tracks.get(session)
+            observation = _observation(lease.uid, LastWord(session, lease.renewal, lease.resource_version))
+        else:
+            observation = _how_gone(session, seen, track)
         if track is None:
             # Of a session that was gone before we looked nobody can say which V it trusted: the largest read here.
             unknown = self._valid_seconds_max.get(kvns)
             heard = Heard.first(observation, reading, valid_seconds=valid if held else unknown)
-            self.tracks[session] = Track(session=session, kvns=kvns, heard=heard, held=held, absent=seen is None)
-            return
-        track.heard = track.heard.fed(observation, reading, valid_seconds=valid)
+            track = Track(session=session, kvns=kvns, heard=heard, held=held, absent=seen is None)
+            self.tracks[session] = track
+        else:
+            if held and not track.held:
+                self.restart(session)  # A store that was put back: what was heard of it is of another past.
+            track.heard = track.heard.fed(observation, reading, valid_seconds=valid)
         track.held, track.absent = held, seen is None
+        track.gone = GONE if held else observation
 
     def _feed_tenures(self, reading: Reading) -> None:
         for pod in sorted(self._tenures.keys() | self.seen.keys()):
@@ -210,6 +217,22 @@ class Sessions:
         released = self.seen[session.pod].lease.released == str(session)
         # Fenced, but not by this process: by which proof its predecessor did it is not written down.
         return Reason.SESSION_RELEASED if released else Reason.SILENT
+
+
+def _observation(lease_uid: str, word: LastWord) -> Hashable:
+    """What is compared from one reading to the next."""
+    return (lease_uid, word)
+
+
+def _how_gone(session: Session, seen: Seen | None, track: Track | None) -> Hashable:
+    """What is heard of a session that does not hold its Lease.
+
+    The last that it wrote, if the Lease says so of this very session; else how it went when that was seen.
+    """
+    word = seen.lease.taken_from if seen is not None else None
+    if seen is not None and word is not None and word.session == session:
+        return _observation(seen.lease.uid, word)
+    return track.gone if track is not None else GONE
 
 
 def _parsed(items: Iterable[Object]) -> dict[str, Seen]:

@@ -197,7 +197,8 @@ class SessionKeeper:
         except KubeNotFound:
             lease = {}
         last = SessionLease.parse(lease).renewal if lease else 0
-        if last < self._memory.renewal:
+        is_behind = last < self._memory.renewal
+        if is_behind:
             # Deleted, or put back to an earlier copy: what partition Leases say may be as old.
             logger.error("session Lease is behind: %d, remembered %d", last, self._memory.renewal)
             self._memory.suspect()
@@ -228,6 +229,7 @@ class SessionKeeper:
                 http=http,
                 peer=peer,
                 unix_seconds=self._clock.unix(),
+                is_last_word=not is_behind,
             )
             taken = await self._kube.replace(LEASES, self._namespace, body, timeout=RENEWAL_TIMEOUT_SECONDS)
         self._adopt_after_take(taken)

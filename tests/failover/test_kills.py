@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import pytest
-from world import D
+from world import D, World
 
+from fencekv.kube import PODS
+from fencekv.leases import SessionLease
 from fencekv.partitioning import HashPartitioning
+from fencekv_sandbox.sandbox import Owner
 
 KILLS = 30
 PARTITIONS = 100  # each shard holds them all, and owns a third
@@ -62,6 +66,36 @@ async def test_a_frozen_owner_is_replaced_after_d_and_acknowledges_nothing_when_
             assert after.session != owner.session
             await world.all_in_sync()
         await load.check()
+
+
+async def test_a_pod_that_is_deleted_by_force_costs_d_and_not_its_successors_start_as_well(make) -> None:
+    """Its supervisor does not come to release the session, and its object, with the container's end, is gone."""
+    d = 6  # its successor is there well before
+    async with make(d=d, v=4) as world:
+        async with world.load("a", "b") as load:
+            for _ in range(3):
+                await world.all_in_sync()
+                owner = await world.sandbox.owner_of("orders-0")
+                since = time.monotonic()
+                world.sandbox.pod(owner.pod).freeze()
+                await asyncio.sleep(1.0)  # a kubelet that is slow to hear of it
+                await world.sandbox.kube.delete(
+                    PODS, world.sandbox.namespace, owner.pod, options={"gracePeriodSeconds": 0}
+                )
+                after = await world.settled(lambda old=owner: followed(world, old))
+                followed_seconds = time.monotonic() - since
+                seconds = await load.taken_over(since, dict.fromkeys("ab", owner.epoch))
+                print(f"followed after {followed_seconds:.3f} s, writing again after {seconds:.3f} s, D is {d} s")
+                assert after.taken_from is not None
+                assert after.taken_from.session == owner.session
+                assert seconds < followed_seconds + d
+        await load.check()
+
+
+async def followed(world: World, old: Owner) -> SessionLease | None:
+    """The Lease of the pod once another session holds it."""
+    seen = await world.sandbox.session_lease(old.pod)
+    return None if seen.session == old.session else seen
 
 
 async def test_a_shard_with_100_partitions_and_1000_keys_is_replaced_within_five_seconds(make) -> None:

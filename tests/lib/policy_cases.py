@@ -21,7 +21,7 @@ from policy_stage import (
 
 from fencekv import leases
 from fencekv.faults import FAULT
-from fencekv.leases import Session
+from fencekv.leases import LastWord, Session
 
 Object = dict[str, Any]
 
@@ -62,6 +62,12 @@ ALLOWED = [
         "tenant-0",
         "session_lease",
         lambda s, old: taken_over(old, s.session("0002")),
+    ),
+    case(
+        "one whose Lease is behind is followed without a word of it",
+        "tenant-0",
+        "session_lease",
+        lambda s, old: noted(taken_over(old, s.session("0002")), {leases.TAKEN_FROM: None}),
     ),
     case("a shard under orders renews", "tenant-0", "ordered", lambda _, old: renewed(old)),
     case(
@@ -445,6 +451,35 @@ EVERYBODY = [
         "session_lease",
         lambda s, old: taken_over(old, s.session("0002"), 1),
         leases.RENEWAL,
+    ),
+    case(
+        "a takeover names another version than it replaces",
+        "tenant-0",
+        "session_lease",
+        lambda s, old: noted(
+            taken_over(old, s.session("0002")), {leases.TAKEN_FROM: str(LastWord(s.session(), 7, "1"))}
+        ),
+        leases.TAKEN_FROM,
+    ),
+    case(
+        "a takeover names another renewal than it replaces",
+        "tenant-0",
+        "session_lease",
+        lambda s, old: noted(
+            taken_over(old, s.session("0002")),
+            {leases.TAKEN_FROM: str(LastWord(s.session(), 6, old["metadata"]["resourceVersion"]))},
+        ),
+        leases.TAKEN_FROM,
+    ),
+    case(
+        "a renewal names what it replaces",
+        "tenant-0",
+        "session_lease",
+        lambda s, old: noted(
+            renewed(old),
+            {leases.TAKEN_FROM: str(LastWord(s.session(), 7, old["metadata"]["resourceVersion"]))},
+        ),
+        leases.TAKEN_FROM,
     ),
     case(
         "a renewal has no number",

@@ -144,8 +144,16 @@ def renewed(lease: Object, number: int = 8) -> Object:
 
 
 def taken_over(lease: Object, session: Session, number: int = 8) -> Object:
+    """What a successor writes; only a Lease that was stored has a version that it could name."""
     return leases.taken_over(
-        lease, session=session, renewal=number, valid_seconds=4, http="h", peer="p", unix_seconds=NOW + 1
+        lease,
+        session=session,
+        renewal=number,
+        valid_seconds=4,
+        http="h",
+        peer="p",
+        unix_seconds=NOW + 1,
+        is_last_word="resourceVersion" in lease["metadata"],
     )
 
 

@@ -13,7 +13,7 @@ from fencekv_operator.sessions import Sessions, proves_death
 from fencekv_operator.silence import Reading
 
 D = 6.0
-S0, S1 = Session("s-0", "u0", "a" * 16), Session("s-0", "u1", "b" * 16)
+S0, S1, S2 = (Session("s-0", f"u{index}", nonce * 16) for index, nonce in enumerate("abc"))
 
 
 def lease(session: Session, *, renewal: int = 1, valid_seconds: int = 4, **notes: str) -> dict[str, Any]:
@@ -29,6 +29,22 @@ def lease(session: Session, *, renewal: int = 1, valid_seconds: int = 4, **notes
     )
     body["metadata"]["annotations"] |= {f"fencekv.io/{key}": value for key, value in notes.items()}
     body["metadata"] |= {"uid": "l", "resourceVersion": f"{session.nonce}{renewal}"}
+    return body
+
+
+def taken_over(old: dict[str, Any], session: Session, *, renewal: int, **more: Any) -> dict[str, Any]:
+    """The Lease as a successor took it over from `old`."""
+    body = leases.taken_over(
+        old, session=session, renewal=renewal, valid_seconds=4, http="h:1", peer="h:2", unix_seconds=0, **more
+    )
+    body["metadata"]["resourceVersion"] = f"{session.nonce}{renewal}"
+    return body
+
+
+def renewed(old: dict[str, Any], renewal: int) -> dict[str, Any]:
+    """The Lease with one more renewal of its holder."""
+    body = leases.renewed(old, renewal=renewal, valid_seconds=4, unix_seconds=0)
+    body["metadata"]["resourceVersion"] += f".{renewal}"
     return body
 
 
@@ -87,11 +103,103 @@ def test_absence_and_then_a_takeover_is_one_silence() -> None:
     assert reader.book.tracks[S0].heard.seconds == 6
 
 
-def test_a_lease_that_shows_the_session_again_starts_the_count_again() -> None:
+LAST = lease(S0, renewal=5)  # the last that S0 was heard to write
+
+
+@pytest.mark.parametrize(
+    ("after", "seconds"),
+    [
+        pytest.param(taken_over(LAST, S1, renewal=6), 4, id="that very renewal was replaced"),
+        pytest.param(taken_over(renewed(LAST, 6), S1, renewal=7), 1, id="another renewal was replaced"),
+        pytest.param(taken_over(lease(S0, renewal=4), S1, renewal=6), 1, id="an earlier renewal was replaced"),
+        pytest.param(
+            taken_over({**LAST, "metadata": {**LAST["metadata"], "resourceVersion": "7"}}, S1, renewal=6),
+            1,
+            id="the same renewal, and something else was written since",
+        ),
+        pytest.param(taken_over(lease(S2, renewal=5), S1, renewal=6), 1, id="another session was replaced"),
+        pytest.param(
+            taken_over(LAST, S1, renewal=6, is_last_word=False),
+            1,
+            id="the successor does not say",
+        ),
+        pytest.param(lease(S1, renewal=6, **{"taken-from": f"{S0} 5"}), 1, id="nobody can read what it says"),
+        pytest.param(
+            lease(S1, renewal=6, **{"taken-from": f"{S0} five {LAST['metadata']['resourceVersion']}"}),
+            1,
+            id="it says no number",
+        ),
+    ],
+)
+def test_silence_before_a_takeover_counts_if_the_successor_replaced_what_was_heard(
+    after: dict[str, Any], seconds: float
+) -> None:
+    reader = Reader()
+    reader.read(LAST, times=3)
+    reader.read(after)
+    reader.read(renewed(after, 8))
+    assert reader.book.tracks[S0].heard.seconds == seconds
+
+
+def test_a_lease_that_was_made_anew_says_nothing_of_what_was_heard_before() -> None:
+    reader = Reader()
+    reader.read(LAST, times=3)
+    again = taken_over(LAST, S1, renewal=6)
+    again["metadata"]["uid"] = "another"
+    reader.read(again, times=2)
+    assert reader.book.tracks[S0].heard.seconds == 1
+
+
+def test_who_begins_to_look_after_the_takeover_has_heard_nothing() -> None:
+    reader = Reader()
+    reader.read(taken_over(LAST, S1, renewal=6))
+    assert reader.book.tracks[S0].heard.seconds == 0
+    reader.read(taken_over(LAST, S1, renewal=6), times=5)
+    assert not reader.book.is_due(S0, D)
+
+
+def test_a_second_takeover_takes_nothing_from_the_first_silence_and_gives_nothing_to_the_second() -> None:
+    reader = Reader()
+    named = (S0, S1)
+    reader.read(LAST, times=3, named=named)  # S0: 2 s
+    first = taken_over(LAST, S1, renewal=6)
+    reader.read(first, named=named)
+    unheard = renewed(first, 7)
+    reader.read(taken_over(unheard, S2, renewal=8), times=2, named=named)
+    assert reader.book.tracks[S0].heard.seconds == 5
+    assert reader.book.tracks[S1].heard.seconds == 1
+    # One that is not read at all: of whom it replaced nothing is known, so the wait begins.
+    reader = Reader()
+    reader.read(LAST, times=3)
+    reader.read(taken_over(first, S2, renewal=8), times=2)
+    assert reader.book.tracks[S0].heard.seconds == 1
+
+
+def test_a_successor_of_an_earlier_version_leaves_the_word_of_another_takeover_there() -> None:
+    reader = Reader()
+    first = taken_over(LAST, S1, renewal=6)
+    silent = taken_over(first, S2, renewal=7, is_last_word=False)
+    silent["metadata"]["annotations"][leases.TAKEN_FROM] = first["metadata"]["annotations"][leases.TAKEN_FROM]
+    reader.read(first, times=3, named=(S0, S1))
+    reader.read(silent, times=2, named=(S0, S1))
+    assert reader.book.tracks[S0].heard.seconds == 4
+    assert reader.book.tracks[S1].heard.seconds == 1
+
+
+def test_seconds_without_an_answer_before_a_takeover_count_as_one_slice() -> None:
+    reader = Reader()
+    reader.read(LAST)
+    reader.now += 20
+    reader.read(taken_over(LAST, S1, renewal=6))
+    assert reader.book.tracks[S0].heard.seconds == 1
+
+
+@pytest.mark.parametrize("after", [lease(S1), taken_over(lease(S0), S1, renewal=2)], ids=["unsaid", "said"])
+def test_a_lease_that_shows_the_session_again_starts_the_count_again(after: dict[str, Any]) -> None:
     """etcd was put back."""
     reader = Reader()
     reader.read(lease(S0))
-    reader.read(lease(S1), times=5)
+    reader.read(after, times=5)
     reader.read(lease(S0), times=3)
     assert reader.book.tracks[S0].heard.seconds == 2
 

@@ -11,7 +11,7 @@ from memory_kube import HandClock, MemoryKube
 
 from fencekv import leases
 from fencekv.kube import LEASES, Unclear
-from fencekv.leases import Session, SessionLease
+from fencekv.leases import LastWord, Session, SessionLease
 from fencekv_shard.session import LATENESS_BUCKETS, LeaseTimes, SessionKeeper, SessionOver
 
 ONE = Session("sample-0", "uid-1", "n1")
@@ -183,6 +183,7 @@ async def test_a_smaller_v_counts_at_once_and_a_larger_one_only_with_its_renewal
 
 
 async def test_a_lease_behind_what_the_pod_remembers_makes_the_records_suspect(world: World) -> None:
+    await world.taken(Session("sample-0", "uid-1", "n0"))
     first = await world.taken(ONE)
     old = await world.lease()
     for _ in range(3):
@@ -192,6 +193,40 @@ async def test_a_lease_behind_what_the_pod_remembers_makes_the_records_suspect(w
     await world.kube.replace(LEASES, "default", back)  # as a restored etcd shows it
     await world.taken(TWO)
     assert world.memory.suspected == 1
+    assert (await world.seen()).taken_from is None, "it was not the last that its predecessor wrote"
+
+
+async def test_a_successor_says_which_renewal_it_replaced_and_keeps_saying_it(world: World) -> None:
+    first = await world.taken(ONE)
+    assert (await world.seen()).taken_from is None
+    await first.renew()
+    replaced = await world.seen()
+    second = await world.taken(TWO)
+    word = LastWord(ONE, first.number, replaced.resource_version)
+    assert (await world.seen()).taken_from == word
+    await second.renew()
+    assert (await world.seen()).taken_from == word
+
+
+async def test_a_renewal_that_lands_before_the_takeover_is_the_one_that_is_named(world: World) -> None:
+    """Between the successor's reading and its write: the write fails, and what is named is read anew."""
+    first = await world.taken(ONE)
+    late: list[dict[str, Any]] = []
+
+    async def renewed_meanwhile(group: Any, namespace: str, body: dict[str, Any], **more: Any) -> dict[str, Any]:
+        if not late:
+            late.append(body)
+            await first.renew()
+        return await replace(group, namespace, body, **more)
+
+    keeper, replace = world.keeper(TWO), world.kube.replace
+    keeper._kube = SimpleNamespace(get=world.kube.get, replace=renewed_meanwhile)  # type: ignore[assignment]
+    await keeper.take(http="h:1", peer="h:2")
+    assert first.number == 2
+    word = (await world.seen()).taken_from
+    assert word is not None
+    assert (word.session, word.renewal) == (ONE, 2)
+    assert late[0]["metadata"]["annotations"][leases.TAKEN_FROM].startswith(f"{ONE} 1 ")
 
 
 async def test_an_absent_lease_is_suspect_only_to_a_pod_that_had_one(world: World) -> None:

@@ -12,9 +12,11 @@ import pytest
 from simulation.world import Settings, World, run
 
 from fencekv.kube import LEASES, KubeError, Unclear
-from fencekv.leases import granted
+from fencekv.leases import Session, granted
+from fencekv_operator import sessions
 from fencekv_operator.grants import STEP_SECONDS, Writer
 from fencekv_operator.ownership import Grant, Partition
+from fencekv_operator.sessions import Seen, Track
 from fencekv_shard import limits, replica
 from fencekv_shard.engine import Engine
 from fencekv_shard.fence import Fence
@@ -104,6 +106,20 @@ def test_confirming_before_the_fsync_of_the_standby_is_found(monkeypatch: pytest
     monkeypatch.setattr(_Stream, "_append", hasty)
     settings = Settings(faults=("crash_two", "crash"), clients=6)
     check(settings, monkeypatch, "acknowledged write lost", "a token was lost")
+
+
+@pytest.mark.slow
+def test_counting_silence_that_another_renewal_broke_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def careless(session: Session, seen: Seen | None, track: Track | None) -> object:
+        """What the successor replaced is not compared with what was heard."""
+        word = seen.lease.taken_from if seen is not None else None
+        named = word is not None and word.session == session
+        return track.heard.observation if track is not None and named else how_gone(session, seen, track)
+
+    how_gone = sessions._how_gone
+    monkeypatch.setattr(sessions, "_how_gone", careless)
+    settings = Settings(faults=("follow_elsewhere",), gap_seconds_max=10.0, trouble_seconds=40.0)
+    check(settings, monkeypatch, "may act for")
 
 
 # -- the storage of a shard

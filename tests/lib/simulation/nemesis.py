@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 from fencekv import leases
 from fencekv.kube import LEASES, KubeNotFound
+from fencekv.leases import Session, SessionLease
+from fencekv_sandbox.apiserver.store import Change
 from simulation.kube import HOST, ApiFaults, Backup
 from simulation.loop import Process
 from simulation.network import Faults
@@ -34,12 +36,15 @@ class Nemesis:
         self._chance = world.loop.rng("nemesis")
         self._undo: list[Callable[[], None]] = []
         self._backup: Backup | None = None  # None: none was made yet.
+        self._healed = False
+        self._followed = ""  # the pod whose next renewal is to be the last one; empty: none
         known: dict[str, Fault] = {
             "crash": self._crash_shard,
             "crash_again": self._crash_shard,
             "crash_container": self._crash_container,
             "crash_two": self._crash_two,
             "replace_pod": self._replace_pod,
+            "follow_elsewhere": self._follow_elsewhere,
             "pause": self._pause_shard,
             "pause_at_commit": self._pause_at_commit,
             "cut_one_way": self._cut_one_way,
@@ -63,6 +68,7 @@ class Nemesis:
         }
         assert set(wanted) <= set(known), wanted
         self._faults = [(name, known[name]) for name in (wanted or known)]
+        world.api.subscribe("leases.coordination.k8s.io", self._lease_changed)
 
     async def run(self, seconds: float) -> None:
         """Breaks things for a while."""
@@ -78,6 +84,7 @@ class Nemesis:
         for undo in tuple(self._undo):
             undo()
         assert not self._undo, self._undo
+        self._followed, self._healed = "", True
         self._world.api.faults = ApiFaults()
         self._world.network.faults = Faults()
         self._world.disks.failing.clear()
@@ -118,6 +125,44 @@ class Nemesis:
 
     def _replace_pod(self) -> None:
         self._pod().replace()
+
+    def _follow_elsewhere(self) -> None:
+        """A deleted pod whose node is cut off lives on, and its successor dies as soon as it holds the Lease.
+
+        Between two cuts the old one renews once more, and the operators may have heard nothing of that.
+        """
+        pod = self._pod().name
+
+        def one_more() -> None:
+            unblock()
+            self._followed = pod
+
+        block, unblock = self._blocking([(pod, HOST), (HOST, pod)])
+        self._for_a_while(block, one_more, 3.5)
+
+    def _lease_changed(self, change: Change) -> None:
+        old, new = change.old, change.new
+        if old is None or new is None or change.key.name != leases.session_lease_name(self._followed):
+            return
+        before, after = SessionLease.parse(old.object), SessionLease.parse(new.object)
+        if before.session == after.session and before.renewal < after.renewal:
+            pod, self._followed = self._followed, ""
+            self._loop.call_outside(0.02, self._follow, pod)  # it gets its answer before
+
+    def _follow(self, pod: str) -> None:
+        if self._healed:
+            return
+        path = LEASES.path(self._world.namespace, leases.session_lease_name(pod))
+        with contextlib.suppress(KubeNotFound):
+            lease = self._world.api.ask("GET", path)
+            number = SessionLease.parse(lease).renewal
+            session = Session(pod, "elsewhere", f"{self._chance.getrandbits(64):016x}")
+            body = leases.taken_over(
+                lease, session=session, renewal=number + 1, valid_seconds=4, http="", peer="", unix_seconds=0.0
+            )
+            self._world.api.ask("PUT", path, body=body)
+            self._loop.trace(f"followed after renewal {number} by {session}")
+        self._cut([(pod, HOST), (HOST, pod)], 12.0)
 
     def _drain(self) -> None:
         shard = self._world.shards.get(self._pod().name)
@@ -187,7 +232,8 @@ class Nemesis:
     def _hosts(self) -> list[str]:
         return [pod.name for pod in self._world.pods]
 
-    def _cut(self, links: list[tuple[str, str]], seconds_max: float) -> None:
+    def _blocking(self, links: list[tuple[str, str]]) -> tuple[Fault, Fault]:
+        """How these are cut, and joined again."""
         network = self._world.network
         self._loop.trace("cut " + " ".join("->".join(link) for link in links))
 
@@ -200,6 +246,10 @@ class Nemesis:
             for source, target in links:
                 network.unblock(source, target)
 
+        return begin, end
+
+    def _cut(self, links: list[tuple[str, str]], seconds_max: float) -> None:
+        begin, end = self._blocking(links)
         self._for_a_while(begin, end, seconds_max)
 
     def _cut_one_way(self) -> None:

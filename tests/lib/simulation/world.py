@@ -98,6 +98,8 @@ class World:
         self.keys = _keys(settings)
         self._grants: list[checker.Grant] = []
         self._granted = ("", 0, "")  # the last grant in the trace
+        self._sessions: dict[Session, Shard] = {}  # all that there ever were
+        self._early: list[str] = []  # grants that did not wait for the owner before
         self._clocks: dict[str, ProcessClock] = {}
 
     # Setting up
@@ -209,7 +211,7 @@ class World:
             stopping=asyncio.Event(),
             acknowledgements=self.acknowledgements,
         )
-        self.shards[session.pod] = shard
+        self.shards[session.pod] = self._sessions[session] = shard
         process.spawn(shard.main())
 
     def _start_clients(self) -> None:
@@ -258,8 +260,23 @@ class World:
         if (seen.partition_uid, seen.epoch, holder) != self._granted:
             self._granted = (seen.partition_uid, seen.epoch, holder)
             self.loop.trace(f"lease {seen.name} epoch {seen.epoch} {holder}")
+        if change.old is not None:
+            self._check_waited(PartitionLease.parse(change.old.object), seen)
         grant = checker.Grant(partition=seen.partition_uid, epoch=seen.epoch, holder=holder, time=self.loop.time())
         self._grants.append(grant)
+
+    def _check_waited(self, before: PartitionLease, after: PartitionLease) -> None:
+        """At a grant, the owner before has let go, or its deadline has passed by its own clock."""
+        if before.session is None or before.session == after.session or before.is_released:
+            return
+        shard = self._sessions[before.session]
+        if shard.node is None or not shard.process.alive:
+            return
+        left = shard.node.session.deadline - shard.clock.now()
+        if left > 0:
+            self._early.append(
+                f"{after.name} granted to {after.session} while {before.session} may act for {left:.3f} s"
+            )
 
     async def _everybody_served(self, seconds: float) -> bool:
         """Waits until each client wrote something, and each key was written, by requests begun from now on."""
@@ -297,6 +314,7 @@ class World:
         by_key = {key: journals[partitioning.partition_of(key)] for key in self.history.keys()}  # noqa: SIM118
         return [
             *findings,
+            *self._early,
             *checker.check_owners(self._grants, self.acknowledgements),
             *checker.check_journal(self.history, by_key),
             *checker.check_versions(self.history),
