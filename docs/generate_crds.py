@@ -10,15 +10,13 @@ Invariants:
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, Final
 
 import yaml
+from generated import ROOT, main
 
-ROOT: Final = Path(__file__).resolve().parents[1]
 PAGE: Final = ROOT / "docs/crds.md"
 KINDS: Final = ("kvnamespaces", "kvtables", "kvpartitions", "kvoperations")
 
@@ -120,19 +118,5 @@ def _bounds(low: object, high: object, *, unit: str = "") -> str:
     return f" >= {low}{unit}" if low is not None else ""
 
 
-def main() -> int:
-    """Writes or checks the page."""
-    parser = argparse.ArgumentParser(description="Writes docs/crds.md from crds/*.yaml.")
-    parser.add_argument("--check", action="store_true", help="only say whether the page is up to date")
-    wanted = page()
-    if parser.parse_args().check:
-        if PAGE.exists() and PAGE.read_text(encoding="utf-8") == wanted:
-            return 0
-        print("docs/crds.md is not what the CRDs say: run `python docs/generate_crds.py`")
-        return 1
-    PAGE.write_text(wanted, encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(PAGE, page(), source="crds/*.yaml", how="make docs"))

@@ -6,16 +6,16 @@ python docs/generate_metrics.py --check    status 1 if it is not what they decla
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Final
+
+from generated import ROOT, main
 
 from fencekv.exposition import Family
 from fencekv_operator import metrics as operator
 from fencekv_shard import metrics as shard
 
-PAGE: Final = Path(__file__).resolve().parent / "metrics.md"
+PAGE: Final = ROOT / "docs/metrics.md"
 
 HEAD: Final = """# Metrics
 
@@ -63,19 +63,5 @@ def _rows(families: Iterable[Family]) -> Iterator[str]:
         yield f"| `{family.name}` | {family.kind} | {labels} | {family.series} | {family.text} |"
 
 
-def main() -> int:
-    """Writes or checks the page."""
-    parser = argparse.ArgumentParser(description="Writes docs/metrics.md from the declared families.")
-    parser.add_argument("--check", action="store_true", help="only say whether the page is up to date")
-    wanted = page()
-    if parser.parse_args().check:
-        if PAGE.exists() and PAGE.read_text(encoding="utf-8") == wanted:
-            return 0
-        print("docs/metrics.md is not what the code declares: run `python docs/generate_metrics.py`")
-        return 1
-    PAGE.write_text(wanted, encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(PAGE, page(), source="the declared families", how="make docs"))

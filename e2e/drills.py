@@ -83,7 +83,7 @@ def repeat(cluster: Cluster, row: Row, runs: int) -> dict[str, Any]:
             continue
         bad = done[-1].wrong(row)
         if bad:
-            wrong.append(f"run {number + 1}: {', '.join(bad)}; {'; '.join(done[-1].verdict.examples)[:500]}")
+            wrong.append(f"run {number + 1}: {', '.join(bad)}; {'; '.join(done[-1].examples)[:500]}")
             say(f"{row.name} does not hold: {wrong[-1]}")
     seconds = [each.seconds for each in done]
     median = statistics.median(seconds) if seconds else None
@@ -104,6 +104,8 @@ def repeat(cluster: Cluster, row: Row, runs: int) -> dict[str, Any]:
         "unknown": sum(each.verdict.unknown for each in done),
         "lost": sum(each.verdict.lost for each in done),
         "staleAcknowledged": sum(each.verdict.stale for each in done),
+        "notInFlight": sum(len(each.strays) for each in done),
+        "notes": [f"run {number}: {note}" for number, each in enumerate(done, 1) for note in each.notes],
         "wrong": wrong,
     }
 
@@ -140,9 +142,10 @@ def table(rows: dict[str, Any]) -> str:
         cells = [row["title"], row["runs"], row["limit"], longest, median, row["acknowledged"], row["failed"]]
         cells += [row["unknown"], row["lost"], row["staleAcknowledged"], "no" if row["wrong"] else "yes"]
         lines.append(f"| {' | '.join(str(cell) for cell in cells)} | {row['commit']} |")
-    wrong = [f"- {row['title']}, {text}" for row in rows.values() for text in row["wrong"]]
-    if wrong:
-        lines += ["", "What did not hold:", "", *wrong]
+    for field, title in (("wrong", "What did not hold:"), ("notes", "What else was seen:")):
+        told = [f"- {row['title']}, {text}" for row in rows.values() for text in row.get(field, ())]
+        if told:
+            lines += ["", title, "", *told]
     return "\n".join(lines) + "\n"
 
 

@@ -36,6 +36,7 @@ class Failure:
     """A put that was not acknowledged."""
 
     key: str
+    partition: str  # empty: not known
     error: str
     detail: str
     sent: float
@@ -66,6 +67,7 @@ class Records:
             self.failures.append(
                 Failure(
                     key=line["key"],
+                    partition=line.get("partition", ""),
                     error=line["error"],
                     detail=line["detail"],
                     sent=line["sent"],
@@ -161,6 +163,54 @@ def again_seconds(records: Records, *, since: float) -> float:
         if not put.shard and put.answered >= since:
             first[put.partition] = min(first[put.partition], put.answered)
     return max(first.values()) - since
+
+
+def strays(records: Records, *, since: float, epochs: Mapping[str, int]) -> list[Failure]:
+    """Failures of the steady writer that the fault does not explain.
+
+    Explained is what was under way at some time from `since`, a moment before the fault, until the partition was
+    back: the first acknowledgement under a higher epoch than `epochs`, which names the partitions that were hit.
+    """
+    back = _back(records.puts, epochs)
+    return [
+        failure
+        for failure in records.failures
+        if not failure.shard
+        and not (
+            failure.partition in epochs
+            and failure.answered >= since
+            and failure.sent < back.get(failure.partition, math.inf)
+        )
+    ]
+
+
+def waited_seconds(records: Records, *, since: float, epochs: Mapping[str, int]) -> float:
+    """How long the last of the partitions of `epochs` was missed; without end if one did not come back.
+
+    A partition is missed from the first request to it on that was not carried out under its old epoch, sent before
+    or after `since`, which is a moment before the fault, until the first acknowledgement under a higher one. That
+    is no longer than its users waited, also where each partition is asked for only now and then.
+    """
+    back, longest = _back((put for put in records.puts if not put.shard), epochs), 0.0
+    asked: defaultdict[str, list[float]] = defaultdict(list)
+    requests: list[Put | Failure] = [*records.puts, *records.failures]
+    for request in requests:
+        was_served = isinstance(request, Put) and request.epoch <= epochs.get(request.partition, 0)
+        if not request.shard and not was_served and request.answered >= since:
+            asked[request.partition].append(max(request.sent, since))
+    for partition in epochs:
+        began = min(asked[partition], default=since)
+        longest = max(longest, back.get(partition, math.inf) - began)
+    return longest
+
+
+def _back(puts: Iterable[Put], epochs: Mapping[str, int]) -> dict[str, float]:
+    """When each partition first acknowledged under a higher epoch; without those that did not."""
+    first: dict[str, float] = {}
+    for put in puts:
+        if put.partition in epochs and put.epoch > epochs[put.partition]:
+            first[put.partition] = min(put.answered, first.get(put.partition, math.inf))
+    return first
 
 
 def stale_puts(puts: Iterable[Put]) -> Iterable[Put]:

@@ -24,6 +24,8 @@ from kubectl import Cluster, Failed, command, say
 ROOT: Final = Path(__file__).parents[1]
 NAME: Final = "fencekv"  # of `make kind` and `make drills`; the e2e suite's own is another one
 IMAGE: Final = "fencekv:dev"
+FOLDER: Final = "/opt/fencekv"  # of the image, where all of FenceKV is
+HISTORY: Final = ("history", "--no-trunc", "--human=false", "--format", "{{.Size}} {{.CreatedBy}}")
 CONFIG: Final = ROOT / "e2e/kind.yaml"
 NEXT: Final = f"""
 The cluster is there, with the operator and the sample. What to do next:
@@ -82,6 +84,17 @@ def kubeconfig(name: str, folder: Path) -> Path:
     path.write_text(command("kind", "get", "kubeconfig", "--name", name), encoding="utf-8")
     path.chmod(0o600)
     return path
+
+
+def bytes_over_base(history: str) -> int:
+    """How many bytes an image has over its base, by `docker history` in the form of `HISTORY`, the newest first.
+
+    The base itself need not be there: everything since the first layer that speaks of our folder is ours.
+    """
+    layers = [line.split(maxsplit=1) for line in history.splitlines() if line.strip()]
+    ours = [number for number, words in enumerate(layers) if FOLDER in "".join(words[1:])]
+    assert ours, f"no layer of {FOLDER}: {history[:500]}"
+    return sum(int(words[0]) for words in layers[: ours[-1] + 1])
 
 
 def install(cluster: Cluster) -> None:

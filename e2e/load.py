@@ -10,7 +10,7 @@ the keys are listed.
 One line of JSON each, `sent` and `at` (answered) in seconds of this pod's monotonic clock:
   {"begin", "partitions"}                         the first line
   {"key", "sent", "at", "partition", "version"}   acknowledged; the value is `VALUE` of the key
-  {"key", "sent", "at", "error", "detail"}        not acknowledged
+  {"key", "sent", "at", "error", "detail"}        not acknowledged; with "partition" if the steady one sent it
   either with "shard" if a stubborn writer sent it
   {"read", "value", "version"}                    a key as it was read at the end
   {"end", "stopped", "read_error"}                the last line; when the writing was told to end
@@ -59,10 +59,10 @@ def value_of(key: str) -> str:
     return f"value of {key}"
 
 
-async def put(table: Table, key: str) -> None:
-    """Puts a key, and records it."""
+async def put(table: Table, key: str, partition: str) -> None:
+    """Puts a key, and records it; `partition`: where it lies."""
     sent = time.monotonic()
-    line: dict[str, Any] = {"key": key, "sent": sent}
+    line: dict[str, Any] = {"key": key, "sent": sent, "partition": partition}
     try:
         done = await table.put(key, value_of(key).encode())
         line |= {"partition": done.partition, "version": str(done.version)}
@@ -71,8 +71,10 @@ async def put(table: Table, key: str) -> None:
     say({**line, "at": time.monotonic()})
 
 
-def keys(prefix: str, how: Partitioning) -> Iterator[str]:
+def keys(prefix: str, how: Partitioning, names: Mapping[int, str]) -> Iterator[tuple[str, str]]:
     """New keys without end, one of each partition in turn: a pause is then the partition's, not chance.
+
+    Each with its partition's name, which `names` has by index.
 
     What stands in braces decides where a key of a table cut by hash lies.
     """
@@ -82,10 +84,13 @@ def keys(prefix: str, how: Partitioning) -> Iterator[str]:
         if len(tags) == how.count:
             break
     for number in itertools.count():
-        yield f"{prefix}s-{number:07}-{tags[number % how.count]}"
+        index = number % how.count
+        yield f"{prefix}s-{number:07}-{tags[index]}", names[index]
 
 
-async def steadily(table: Table, wanted: Iterator[str], *, per_second: float, stop: asyncio.Event) -> float:
+async def steadily(
+    table: Table, wanted: Iterator[tuple[str, str]], *, per_second: float, stop: asyncio.Event
+) -> float:
     """Puts at a fixed rate, and makes up for what a late start owes; gives when it was told to stop."""
     begin, number = time.monotonic(), 0
     under_way: set[asyncio.Task[None]] = set()
@@ -94,7 +99,7 @@ async def steadily(table: Table, wanted: Iterator[str], *, per_second: float, st
         if due > time.monotonic():
             await asyncio.sleep(due - time.monotonic())
         if len(under_way) < UNDER_WAY_MAX:
-            task = asyncio.create_task(put(table, next(wanted)))
+            task = asyncio.create_task(put(table, *next(wanted)))
             under_way.add(task)
             task.add_done_callback(under_way.discard)
         number += 1
@@ -165,7 +170,8 @@ async def run(order: dict[str, Any]) -> None:
         table = db.table(table_name)
         routes = await routes_of(table)
         say({"begin": True, "partitions": [each["partition"] for each in routes["partitions"]]})
-        wanted = keys(prefix, parse_partitioning(routes["partitioning"]))
+        names = {each["index"]: each["partition"] for each in routes["partitions"]}
+        wanted = keys(prefix, parse_partitioning(routes["partitioning"]), names)
         stubborn = [
             asyncio.create_task(stubbornly(session, url, shard, prefix=f"{prefix}{index}-{each}-"))
             for index, shard in enumerate(order["shards"])

@@ -85,6 +85,10 @@ class Load:
                 pass
         self._partitions = set(line["partitions"])
 
+    def now(self) -> float:
+        """The time of the clock that the records have."""
+        return float(self._cluster.run("python", "-c", "import time; print(time.monotonic())"))
+
     def acknowledges(
         self,
         *,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time  # noqa: TID251 - how long it took
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,19 +10,19 @@ from typing import Final
 
 import faults
 import scenes
+import wide
 from faults import Side, Way
-from history import Records, Verdict, again_seconds, judge
+from history import Failure, Records, Verdict, again_seconds, judge, strays, waited_seconds
 from kubectl import Cluster, say
 from loading import loading
 from sample import settle
-from scenes import Play
+from scenes import Play, Scene
+from wide import Rest
 
 D_SECONDS: Final = 6.0  # of the sample: how long the operator waits
 SUCCESSOR_SECONDS: Final = 8.0  # until the kubelet has ended a pod, and the next one's process takes its Lease
 OPERATOR_SECONDS: Final = 3.0  # what the loss of an operator may add
 TARRY_PUTS: Final = 400  # that the load goes on for when all is over
-READY_SECONDS: Final = 180.0
-WIDE: Final = "wide"  # the table of very many partitions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +36,7 @@ class Row:
     limit_text: str
     runs: int = 5
     is_clean: bool = False  # no request may fail
+    is_in_flight_only: bool = False  # only requests to the victim's partitions that met the fault may fail
     needs_docker: bool = True
     median_seconds: float | None = None  # None: the median has no limit of its own.
     partitions: int | None = None  # of a table made for it. None: the sample's own table.
@@ -48,51 +48,40 @@ class Run:
 
     seconds: float  # until writes were acknowledged again
     verdict: Verdict
+    strays: tuple[Failure, ...]  # that the fault does not explain
+    notes: tuple[str, ...] = ()  # what else was seen, for people
+    costly: tuple[str, ...] = ()  # what else was beyond its limit, as sentences
 
-    def wrong(self, row: Row) -> list[str]:
-        """What does not hold of this run."""
+    def wrong(self, row: Row, *, more_seconds: float = 0.0) -> list[str]:
+        """What does not hold of this run; `more_seconds`: what a busy machine may add."""
+        bad = [f"{count} {what}" for what, count in self._counts(row).items() if count]
+        if self.seconds > row.limit_seconds + more_seconds:
+            bad.append(f"{self.seconds:.2f} s, limit {row.limit_seconds + more_seconds:g} s")
+        return [*bad, *self.costly]
+
+    @property
+    def examples(self) -> tuple[str, ...]:
+        """Of what is wrong."""
+        return (*(f"not in flight: {failure}" for failure in self.strays[:3]), *self.verdict.examples)
+
+    def _counts(self, row: Row) -> dict[str, int]:
         verdict = self.verdict
-        bad = [f"{count} {what}" for what, count in _counts(verdict, row).items() if count]
-        if self.seconds > row.limit_seconds:
-            bad.append(f"{self.seconds:.2f} s, limit {row.limit_seconds:g} s")
-        return bad
+        counts = {"lost": verdict.lost, "stale": verdict.stale, "in one place": verdict.doubled}
+        if row.is_clean:
+            counts |= {"failed": verdict.failed, "unknown": verdict.unknown}
+        if row.is_in_flight_only:
+            counts["failed or unknown though not in flight"] = len(self.strays)
+        return counts
 
 
-def _counts(verdict: Verdict, row: Row) -> dict[str, int]:
-    counts = {"lost": verdict.lost, "stale": verdict.stale, "in one place": verdict.doubled}
-    if row.is_clean:
-        counts |= {"failed": verdict.failed, "unknown": verdict.unknown}
-    return counts
-
-
-def _rows() -> list[Row]:
+def _single() -> list[Row]:
+    """One fault of a shard or its node."""
     d = D_SECONDS
-    single = [
-        Row(
-            name="process-killed",
-            title="shard process killed",
-            play=scenes.process_killed,
-            limit_seconds=1,
-            limit_text="1 s",
-            runs=20,
-            needs_docker=False,
-        ),
-        Row(
-            name="container-killed",
-            title="container killed",
-            play=scenes.container_killed,
-            limit_seconds=3,
-            limit_text="3 s",
-            runs=20,
-        ),
-        Row(
-            name="pod-deleted",
-            title="pod deleted with --force",
-            play=scenes.pod_deleted,
-            limit_seconds=d + 2,
-            limit_text="D + 2 s",
-            runs=20,
-            needs_docker=False,
+    return [
+        _in_flight("process-killed", "shard process killed", scenes.process_killed, 1, "1 s", needs_docker=False),
+        _in_flight("container-killed", "container killed", scenes.container_killed, 3, "3 s"),
+        _in_flight(
+            "pod-deleted", "pod deleted with --force", scenes.pod_deleted, d + 2, "D + 2 s", needs_docker=False
         ),
         _planned("switchover", "switchover", scenes.switched_over),
         _planned("drain", "kubectl drain", scenes.drained),
@@ -113,6 +102,10 @@ def _rows() -> list[Row]:
         _deposed("cut-peers", "node cut off from its peers only", scenes.cut(Side.PEERS)),
         _deposed("node-dead", "node dead", scenes.node_dead),
     ]
+
+
+def _rows() -> list[Row]:
+    single = _single()
     unplanned = [row for row in single if row.median_seconds is None]
     # One after the other, a run each: all of them come up in as many runs as there are.
     return [
@@ -154,6 +147,19 @@ def _rows() -> list[Row]:
     ]
 
 
+def _in_flight(name: str, title: str, play: Play, seconds: float, text: str, *, needs_docker: bool = True) -> Row:
+    return Row(
+        name=name,
+        title=title,
+        play=play,
+        limit_seconds=seconds,
+        limit_text=text,
+        runs=20,
+        is_in_flight_only=True,
+        needs_docker=needs_docker,
+    )
+
+
 def _planned(name: str, title: str, play: Play) -> Row:
     return Row(
         name=name,
@@ -173,7 +179,7 @@ def _deposed(name: str, title: str, play: Play) -> Row:
 
 
 def _turns(name: str, title: str, rows: list[Row], also: Callable[[Play], Play]) -> Row:
-    def play(scene: scenes.Scene) -> None:
+    def play(scene: Scene) -> None:
         row = rows[scene.number % len(rows)]
         say(f"with: {row.title}")
         also(row.play)(scene)
@@ -194,49 +200,40 @@ def run(cluster: Cluster, row: Row, number: int) -> Run:
     """Does a drill once, on a cluster where all is well, and waits until all is well again."""
     settle(cluster)
     began = time.monotonic()
-    with _table(cluster, row) as table, loading(cluster, table=table) as load:
+    with _table(cluster, row) as (table, rest), loading(cluster, table=table) as load:
         scene = scenes.scene_of(cluster, load, number=number, table=table)
+        since = load.now()
         row.play(scene)
         load.acknowledges(more=TARRY_PUTS)
         records = load.end()
-    done = Run(seconds=_again(records, row, scene.marked), verdict=judge(records))
+    done = Run(
+        seconds=_again(records, row, scene, since),
+        verdict=judge(records),
+        strays=tuple(strays(records, since=since, epochs=scene.epochs)),
+        notes=(*scene.notes, *([rest.note] if rest else [])),
+        costly=tuple(rest.wrong) if rest else (),
+    )
     say(f"{row.name} {number + 1}: {done.seconds:.2f} s after {scene.victim}, in {time.monotonic() - began:.0f} s")
     say(f"  {done.verdict}")
+    for note in done.notes:
+        say(f"  {note}")
     return done
 
 
 @contextlib.contextmanager
-def _table(cluster: Cluster, row: Row) -> Iterator[str]:
-    """The name of the table to write to; one that is made for the row goes again with all its data."""
+def _table(cluster: Cluster, row: Row) -> Iterator[tuple[str, Rest | None]]:
+    """The name of the table to write to, and what it costs in rest if it is made for the row."""
     if row.partitions is None:
-        yield "orders"
+        yield "orders", None
         return
-    table = {
-        "apiVersion": "fencekv.io/v1alpha1",
-        "kind": "KVTable",
-        "metadata": {"name": WIDE},
-        "spec": {
-            "namespace": "sample",
-            "partitioning": {"strategy": "hash", "count": row.partitions},
-            "replicas": 2,
-            "minInSync": 1,
-            "durability": "replicated",
-            "deletionPolicy": "Delete",
-        },
-    }
-    began = time.monotonic()
-    cluster.kubectl("apply", "-f", "-", stdin=json.dumps(table))
-    try:
-        cluster.wait("--for=condition=Ready", f"kvt/{WIDE}", seconds=READY_SECONDS)
-        say(f"{row.partitions} partitions ready after {time.monotonic() - began:.1f} s")
-        yield WIDE
-    finally:
-        cluster.kubectl("delete", "kvt", WIDE, "--timeout=120s", seconds=130)
+    with wide.table(cluster, partitions=row.partitions) as ready_seconds:
+        yield wide.NAME, wide.rest(cluster, ready_seconds=ready_seconds)
 
 
-def _again(records: Records, row: Row, marked: float | None) -> float:
-    if marked is not None:
-        return again_seconds(records, since=marked)
-    verdict = judge(records)
-    # Of very many partitions each is written to every few seconds: what a request had to wait says more.
-    return verdict.pause_seconds if row.partitions is None else verdict.slowest_seconds
+def _again(records: Records, row: Row, scene: Scene, since: float) -> float:
+    if scene.marked is not None:
+        return again_seconds(records, since=scene.marked)
+    if row.partitions is None:
+        return judge(records).pause_seconds
+    # Of very many partitions each is written to every few seconds: a pause would be the load's own.
+    return waited_seconds(records, since=since, epochs=scene.epochs)

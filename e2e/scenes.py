@@ -9,12 +9,13 @@ import json
 import signal
 import time  # noqa: TID251 - how long a fault lasts
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from operator import ne
 from typing import Final
 
 import faults
+import operators
 from faults import Node, Side, Way
 from guarding import Fault, done
 from kubectl import Cluster, Object, command
@@ -37,6 +38,7 @@ class Scene:
     epochs: dict[str, int]  # of the victim's partitions
     nodes: list[Node]
     marked: float | None = None  # from when on writes are waited for. None: from the fault on.
+    notes: list[str] = field(default_factory=list)  # what was seen, for people
 
     @property
     def node(self) -> Node:
@@ -234,20 +236,21 @@ def operator_killed(play: Play) -> Play:
 
 
 def two_leaders(play: Play) -> Play:
-    """The same with the leading operator frozen before, so that another one leads, and thawed in the middle."""
+    """The same with two operators that lead: before the fault, and when it is over."""
 
     def both(scene: Scene) -> None:
-        pod = leader(scene.cluster)
-        container = faults.container_of(scene.cluster, pod, container="operator", namespace="fencekv-system")
-        with done(faults.frozen(container)) as fault:
-            scene.cluster.until(
-                "lease",
-                "fencekv-operator",
-                *OPERATOR,
-                path=".spec.holderIdentity",
-                holds=lambda shown: shown.partition("_")[0] not in {pod, ""},
-            )
-            fault.undo()
+        with done(operators.second(scene.cluster)):
+            scene.cluster.wait("--for=condition=Ready", f"pod/{operators.SECOND}", *OPERATOR)
+            path = ".spec.holderIdentity"
+            scene.cluster.until(*operators.LEASE, path=path, holds=lambda shown: operators.SECOND in shown)
+            before = operators.both(scene.cluster)
             play(scene)
+            after = operators.both(scene.cluster)
+        # The first one may be another pod by now, which counts from its own start.
+        grants = [
+            new.grants - (old.grants if new.pod == old.pod else 0) for old, new in zip(before, after, strict=True)
+        ]
+        told = " and ".join(f"{new.pod} ({count} grants)" for new, count in zip(after, grants, strict=True))
+        scene.notes.append(f"both lead by Leases of their own, before and after: {told}")
 
     return both

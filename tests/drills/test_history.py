@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from history import Records, Verdict, again_seconds, judge
+from history import Records, Verdict, again_seconds, judge, strays, waited_seconds
 
 END = {"end": True, "stopped": 10.0, "read_error": ""}
 
@@ -111,6 +111,88 @@ def test_the_last_partition_counts_from_a_moment_on() -> None:
     seen = records(*lines, partitions=("p-0", "p-1"))
     assert again_seconds(seen, since=4.0) == pytest.approx(2.5)
     assert again_seconds(seen, since=6.0) == math.inf
+
+
+def refused(sent: float, at: float, *, partition: str = "p-0", **more: str) -> dict[str, Any]:
+    return {
+        "key": "x",
+        "sent": sent,
+        "at": at,
+        "partition": partition,
+        "error": "Unavailable",
+        "detail": "",
+        **more,
+    }
+
+
+# The fault comes just after 4; p-0 is the victim's, under epoch 1, and is back at 6; p-1 is another one's.
+FAULT, EPOCHS = 4.0, {"p-0": 1}
+STRUCK = (
+    *(put("a", "1.0", 1, 2), put("b", "2.2", 5, 6), put("c", "2.3", 7, 7.5)),
+    *(put("d", "1.0", 1, 2, partition="p-1"), put("e", "1.1", 8, 9, partition="p-1")),
+)
+
+
+@pytest.mark.parametrize(
+    ("failure", "is_stray"),
+    [
+        (refused(3.9, 4.5), False),
+        (refused(5.9, 15.0), False),
+        (refused(2, 3.9), True),
+        (refused(6, 6.1), True),
+        (refused(5, 5.5, partition="p-1"), True),
+        (refused(5, 5.5, partition=""), True),
+        (refused(7, 8, shard="s-0:7070"), False),
+    ],
+    ids=[
+        "under way when the fault came",
+        "sent just before the partition was back",
+        "over before the fault",
+        "sent when it was back",
+        "of a partition that was not hit",
+        "of nobody knows which",
+        "of a stubborn writer",
+    ],
+)
+def test_only_what_met_the_fault_may_fail(failure: dict[str, Any], is_stray: bool) -> None:
+    found = strays(records(*STRUCK, failure, partitions=("p-0", "p-1")), since=FAULT, epochs=EPOCHS)
+    assert [each.sent for each in found] == ([failure["sent"]] if is_stray else [])
+
+
+def test_a_partition_is_back_for_all_as_soon_as_anybody_is_acknowledged() -> None:
+    stubborn = put("s", "2.1", 4.5, 5, shard="s-1:7070")
+    seen = records(*STRUCK, stubborn, refused(5.5, 5.6))
+    assert len(strays(seen, since=FAULT, epochs=EPOCHS)) == 1
+
+
+def test_while_a_partition_is_not_back_all_of_its_requests_may_fail() -> None:
+    seen = records(put("a", "1.0", 1, 2), refused(9, 9.5))
+    assert strays(seen, since=FAULT, epochs=EPOCHS) == []
+
+
+@pytest.mark.parametrize(
+    ("lines", "seconds"),
+    [
+        ([], 1.0),  # nobody asked before 5
+        ([refused(4.2, 4.9)], 1.8),
+        ([refused(2, 4.9)], 2.0),  # what was under way already has waited since the fault
+        ([refused(4.2, 4.9, partition="p-1")], 1.0),
+        ([put("f", "1.1", 3, 4.1)], 1.0),  # the last word of the old owner
+        ([put("s", "2.1", 4.5, 5, shard="s-1:7070")], 1.0),
+    ],
+)
+def test_a_partition_is_missed_from_the_first_request_to_it_on(
+    lines: list[dict[str, Any]], seconds: float
+) -> None:
+    seen = records(*STRUCK, *lines, partitions=("p-0", "p-1"))
+    assert waited_seconds(seen, since=FAULT, epochs=EPOCHS) == pytest.approx(seconds)
+
+
+def test_the_partition_that_was_missed_longest_counts_and_one_that_stays_away_is_missed_without_end() -> None:
+    third = (put("g", "1.0", 1, 2, partition="p-2"), put("h", "2.1", 4.5, 8, partition="p-2"))
+    seen = records(*STRUCK, *third, partitions=("p-0", "p-1", "p-2"))
+    assert waited_seconds(seen, since=FAULT, epochs={"p-0": 1, "p-2": 1}) == pytest.approx(3.5)
+    assert waited_seconds(seen, since=FAULT, epochs={"p-0": 1, "p-1": 1}) == math.inf
 
 
 @pytest.mark.parametrize("end", [None, {"end": True, "stopped": 1.0, "read_error": "Unavailable: nobody"}])

@@ -9,6 +9,8 @@ import pytest
 import yaml
 from lupa import lua51  # type: ignore[import-untyped]
 
+from fencekv_operator.operations import Operation, Progress, failed, new_status, running, succeeded, waiting
+
 Object = dict[str, Any]
 
 PAGE = Path(__file__).parents[2] / "docs/argocd.md"
@@ -73,6 +75,26 @@ CASES = [
     (an_object("Complete"), "Healthy", ""),
     (an_object("Failed"), "Degraded", "Failed it is"),
     (an_object("Ready", "Stalled", deleting=True), "Progressing", "being deleted"),
+]
+
+
+ORDER: Object = {
+    "metadata": {"name": "op-1", "namespace": "default", "uid": "u", "generation": 1},
+    "spec": {"type": "verify", "table": "orders"},
+}
+
+
+def ordered(progress: Progress) -> Object:
+    """A KVOperation as the operator leaves it."""
+    return {**ORDER, "status": new_status(Operation.parse(ORDER), progress, now_unix=0.0)}
+
+
+CASES += [
+    ({**ORDER, "status": {"observedGeneration": -1}}, "Progressing", "not seen"),
+    (ordered(waiting("Waiting", "nobody owns it")), "Progressing", "nobody owns it"),
+    (ordered(running("Comparing")), "Progressing", "Comparing"),
+    (ordered(succeeded("all the same", {"verdict": "Same"})), "Healthy", "all the same"),
+    (ordered(failed("Different", "sample-2 differs")), "Degraded", "sample-2 differs"),
 ]
 
 

@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 from operator_world import World, facts_of, kvns_object, table_object
 
-from fencekv.kube import KV_NAMESPACES, KV_PARTITIONS, KV_TABLES, Resource
+from fencekv.kube import KV_NAMESPACES, KV_OPERATIONS, KV_PARTITIONS, KV_TABLES, Resource
+from fencekv_operator import operations
 from fencekv_operator.facts import Trouble
+from fencekv_operator.operations import Operation, Progress
 
 Object = dict[str, Any]
 
@@ -140,6 +142,50 @@ async def deleting() -> World:
     return world
 
 
+async def ordered() -> World:
+    """A KVOperation that the operator has not seen."""
+    world = World()
+    body = {
+        "apiVersion": KV_OPERATIONS.api_version,
+        "kind": KV_OPERATIONS.kind,
+        "metadata": {"name": "op-1", "namespace": "default"},
+        "spec": {"type": "verify", "table": "orders"},
+    }
+    await world.create(KV_OPERATIONS, body)
+    return world
+
+
+async def went(*steps: Progress) -> World:
+    """A KVOperation whose status the operator wrote so."""
+    world = await ordered()
+    for step in steps:
+        operation = Operation.parse(await world.get(KV_OPERATIONS, "op-1"))
+        status = operations.new_status(operation, step, now_unix=world.kube.clock.unix())
+        assert status is not None
+        await world.kube.patch(KV_OPERATIONS, "default", "op-1", {"status": status}, subresource="status")
+    return world
+
+
+RUNNING = operations.running("Comparing")
+
+
+async def waiting() -> World:
+    return await went(operations.waiting("Waiting", "orders-0 has no owner yet"))
+
+
+async def running() -> World:
+    return await went(RUNNING)
+
+
+async def succeeded() -> World:
+    return await went(RUNNING, operations.succeeded("all the same", {"verdict": "Same"}))
+
+
+async def failed() -> World:
+    return await went(RUNNING, operations.failed("Different", "sample-2 differs", {"verdict": "Different"}))
+
+
+ORDER = (KV_OPERATIONS, "op-1")
 TABLE, SPACE, PARTITION = (KV_TABLES, "orders"), (KV_NAMESPACES, "sample"), (KV_PARTITIONS, "orders-0")
 CASES: list[tuple[Callable[[], Awaitable[World]], tuple[Resource, str], str]] = [
     (made, SPACE, "InProgress"),
@@ -160,6 +206,11 @@ CASES: list[tuple[Callable[[], Awaitable[World]], tuple[Resource, str], str]] = 
     (unsatisfiable, TABLE, "InProgress"),
     (deleting, SPACE, "Terminating"),
     (deleting, TABLE, "Terminating"),
+    (ordered, ORDER, "InProgress"),
+    (waiting, ORDER, "InProgress"),
+    (running, ORDER, "InProgress"),
+    (succeeded, ORDER, "Current"),
+    (failed, ORDER, "Failed"),
 ]
 
 
@@ -179,6 +230,7 @@ async def test_kstatus_sees_each_state(kstatus: Callable[[list[Object]], list[Ob
     assert "3 replicas are wanted" in sentences["unsatisfiable", "KVTable"], sentences
     assert "orders-0" in sentences["moving", "KVTable"], sentences
     assert "quota" in sentences["stalled", "KVTable"], sentences
+    assert "sample-2 differs" in sentences["failed", "KVOperation"], sentences
 
 
 async def test_a_table_that_moves_or_waits_for_a_place_still_serves() -> None:

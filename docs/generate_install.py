@@ -1,7 +1,7 @@
 """Writes manifests/install.yaml: what `kubectl apply -k manifests/` installs, as one file.
 
-    python manifests/generate_install.py            write it
-    python manifests/generate_install.py --check    status 1 if it is not what the kustomization says
+    python docs/generate_install.py            write it
+    python docs/generate_install.py --check    status 1 if it is not what the kustomization says
 
 Invariants:
   * The file depends on the kustomizations and the files that they name alone: the same files give the same bytes.
@@ -10,14 +10,14 @@ Invariants:
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import yaml
+from generated import ROOT, main
 
-FOLDER: Final = Path(__file__).resolve().parent
+FOLDER: Final = ROOT / "manifests"
 INSTALL: Final = FOLDER / "install.yaml"
 KEYS: Final = {"apiVersion", "kind", "resources"}
 HEAD: Final = """# Everything that FenceKV needs in a cluster.
@@ -50,19 +50,5 @@ def files(folder: Path) -> Iterator[Path]:
             yield named
 
 
-def main() -> int:
-    """Writes or checks the file."""
-    parser = argparse.ArgumentParser(description="Writes manifests/install.yaml.")
-    parser.add_argument("--check", action="store_true", help="only say whether the file is up to date")
-    wanted = install_text()
-    if parser.parse_args().check:
-        if INSTALL.exists() and INSTALL.read_text(encoding="utf-8") == wanted:
-            return 0
-        print("manifests/install.yaml is not what manifests/ and crds/ say: run `make install-yaml`")
-        return 1
-    INSTALL.write_text(wanted, encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(INSTALL, install_text(), source="manifests/ and crds/", how="make install-yaml"))
