@@ -60,7 +60,8 @@ test: check ## everything that needs no cluster: check, then sandbox, simulation
 COMPILED_TESTS := tests/client/test_codec.py tests/client/test_frames.py tests/client/test_connection.py \
 	tests/shard/test_journal.py tests/shard/test_transaction.py tests/shard/test_frames.py \
 	tests/shard/test_frames_forward.py tests/shard/test_frames_limits.py tests/shard/test_server_input.py \
-	tests/shard/test_server_wire.py tests/shard/test_fuzz.py tests/crash/test_states.py tests/failover/test_kills.py
+	tests/shard/test_server.py tests/shard/test_server_wire.py tests/shard/test_http_answers.py tests/shard/test_fuzz.py \
+	tests/crash/test_states.py tests/failover/test_kills.py
 
 test-compiled: $(NATIVE) ## the wires, the journal, crashes and kills on compiled modules, as the image has them
 	@echo "== compiled: $(COMPILED) =="
@@ -116,7 +117,7 @@ docs: install ## writes docs/crds.md and docs/metrics.md from the CRDs and the c
 	$(BIN)/python docs/generate_metrics.py
 
 install-yaml: install ## writes manifests/install.yaml, what `kubectl apply -k manifests/` installs in one file
-	$(BIN)/python manifests/generate_install.py
+	$(BIN)/python docs/generate_install.py
 
 e2e: install ## the image in a kind cluster: every drill once, counted (needs docker, kind, kubectl, make image; KEEP=1 keeps it)
 	$(BIN)/pytest -q -s e2e
@@ -134,10 +135,11 @@ drills: install ## all drills, as often as docs/drills.md says, and that page an
 	@$(BIN)/python e2e/drills.py $(if $(RUNS),--runs $(RUNS)) $(if $(FAULT),--fault $(FAULT))
 
 bench: $(NATIVE) ## the table beside etcd and Redis on the same disk (needs go, KUBEBUILDER_ASSETS; QUICK=1, ROWS=, KEYS=)
-	@PYTHONPATH=$(CURDIR)/build/compiled QUICK="$(QUICK)" ROWS="$(ROWS)" KEYS="$(KEYS)" $(BIN)/python -m bench $(ARGS)
+	@exec env PYTHONPATH=$(CURDIR)/build/compiled QUICK="$(QUICK)" ROWS="$(ROWS)" KEYS="$(KEYS)" \
+		$(BIN)/python -m bench --with-parent $(ARGS)
 
 soak: $(NATIVE) ## one shard at full load for ten minutes: memory, renewals, leases (needs go)
-	@PYTHONPATH=$(CURDIR)/build/compiled $(BIN)/python -m bench.soak $(ARGS)
+	@exec env PYTHONPATH=$(CURDIR)/build/compiled $(BIN)/python -m bench.soak --with-parent $(ARGS)
 
 lock: ## resolves the lock files anew
 	$(BIN)/pip-compile $(LOCKING) -o requirements.lock pyproject.toml

@@ -7,6 +7,7 @@ sources stay in the wheel, and are what runs from an editable install.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,7 @@ class Compiled(BuildHookInterface[Any]):
 
 def compiled(root: Path, modules: list[str], out: Path) -> list[Path]:
     """The shared objects of `modules`, below out/lib as they lie in a wheel. Raises CalledProcessError."""
+    shutil.rmtree(out / "lib", ignore_errors=True)  # what an earlier list named would hide its source, and break
     out.mkdir(parents=True, exist_ok=True)
     setup = out / "setup.py"
     setup.write_text(

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from http import HTTPStatus
+from json.encoder import encode_basestring as quoted
 from typing import Any, Final
 
 from fencekv import codec, wire
@@ -20,20 +20,33 @@ from fencekv_shard.api import Item
 from fencekv_shard.calls import Answer, Failed, Found, Histories, Listed, Relayed, Routes, WriteKind, Written
 from fencekv_shard.transaction import DeleteResult
 from fencekv_shard.txn_document import result_document
+from fencekv_shard.values import Value
 
 Document = Mapping[str, Any]
 _Told = Found | Written | Listed | Histories | Routes | Failed
+_NO_HEADERS: Final[Mapping[str, str]] = {}
+_JOINED_BYTES_MAX: Final = 16 * 1024  # head and body go as one piece: copying so much costs less than a second one
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HttpAnswer:
-    """An answer of HTTP. A mapping is a document that is still to be encoded; `value` members are bytes in it."""
+class HttpAnswer(Value):
+    """An answer of HTTP. A mapping is a document that is still to be encoded; `value` members are bytes in it.
 
-    status: int
-    body: bytes | Document
-    content_type: str = ""  # of bytes
-    headers: Mapping[str, str] = field(default_factory=dict)
-    outcome: str = "ok"  # or the error's name, for the counters
+    `content_type`: of bytes. `outcome`: ok, or the error's name, for the counters.
+    """
+
+    __match_args__ = ("status", "body", "content_type", "headers", "outcome")
+    __slots__ = __match_args__
+
+    def __init__(
+        self,
+        status: int,
+        body: bytes | Document,
+        content_type: str = "",
+        headers: Mapping[str, str] = _NO_HEADERS,
+        outcome: str = "ok",
+    ) -> None:
+        self.status, self.body, self.content_type = status, body, content_type
+        self.headers, self.outcome = headers, outcome
 
 
 def problem(error: FenceKVError, headers: Mapping[str, str] | None = None) -> HttpAnswer:
@@ -58,7 +71,7 @@ def render(answer: Answer) -> HttpAnswer:
         headers[wire.DURABILITY] = answer.durability
         if answer.version is not None:
             headers[wire.VERSION] = str(answer.version)
-        return HttpAnswer(status=200, body=_written(answer), headers=headers)
+        return HttpAnswer(status=200, body=_written(answer, headers), headers=headers)
     if isinstance(answer, Listed):
         if answer.seq is not None:
             headers[wire.SEQ] = str(answer.seq)
@@ -88,7 +101,9 @@ def encode(
         f"HTTP/{version} {answer.status} {_REASONS.get(answer.status, '')}\r\n{fields}"
         f"Content-Length: {len(body)}\r\nDate: {date}\r\nServer: fencekv\r\n{ending}\r\n"
     ).encode()
-    return [head, body] if body and not headless else [head]
+    if headless or not body:
+        return [head]
+    return [head + body] if len(body) <= _JOINED_BYTES_MAX else [head, body]
 
 
 def content(answer: HttpAnswer, *, cbor: bool) -> tuple[bytes, dict[str, str]]:
@@ -102,10 +117,8 @@ def content(answer: HttpAnswer, *, cbor: bool) -> tuple[bytes, dict[str, str]]:
             body, content_type = codec.encode(document), wire.CBOR
         else:
             content_type = wire.PROBLEM if "title" in document else wire.JSON
-            flat = all(type(member) is str for member in document.values())  # most answers to writes
-            shaped = document if flat else wire.json_form(document)
             # What a problem quotes of a request need be no text: a header may hold any bytes.
-            body = _JSON.encode(shaped).encode(errors="replace")
+            body = _json(document).encode(errors="replace")
         if answer.status == _METHOD_NOT_ALLOWED:
             headers["Allow"] = str(document["allow"])
         seconds = ERRORS[answer.outcome].retry_after_seconds if answer.outcome in ERRORS else None
@@ -113,6 +126,15 @@ def content(answer: HttpAnswer, *, cbor: bool) -> tuple[bytes, dict[str, str]]:
             headers["Retry-After"] = str(math.ceil(seconds))
     headers["Content-Type"] = content_type
     return body, headers
+
+
+def _json(document: Document) -> str:
+    members: list[str] = []
+    for name, member in document.items():
+        if type(member) is not str:
+            return _JSON.encode(wire.json_form(document))
+        members.append(f"{quoted(name)}:{quoted(member)}")
+    return f"{{{','.join(members)}}}"  # most answers to writes: an encoder would take longer to be made
 
 
 _JSON: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
@@ -130,11 +152,12 @@ def _headers(answer: _Told) -> dict[str, str]:
     return headers
 
 
-def _written(answer: Written) -> Document:
+def _written(answer: Written, headers: Mapping[str, str]) -> Document:
+    """Of the headers it repeats version and token."""
     effect = answer.effect
     body: dict[str, Any] = {
-        "version": str(answer.version) if answer.version else None,
-        "token": str(answer.token),
+        "version": headers.get(wire.VERSION),
+        "token": headers[wire.TOKEN],
         "partition": answer.partition,
     }
     if answer.kind is WriteKind.DELETE:

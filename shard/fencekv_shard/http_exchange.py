@@ -24,7 +24,7 @@ class HttpExchange:
 
     def __init__(self, exchange: Exchange, *, node: Node, forwarder: Forwarder, unix: Callable[[], float]) -> None:
         self.exchange, self.forwarder = exchange, forwarder
-        self._node, self._unix = node, unix
+        self._node, self._unix_seconds = node, unix
         self._date = ""
         self._date_until = -math.inf  # of the loop's time
         self.own: dict[str, Callable[[], HttpAnswer]] = {
@@ -42,7 +42,7 @@ class HttpExchange:
     def date(self, now: float) -> str:
         """The date as headers have it; `now` is the loop's time."""
         if now >= self._date_until:
-            unix = self._unix()
+            unix = self._unix_seconds()
             self._date = formatdate(unix, usegmt=True)
             self._date_until = now + 1 - unix % 1
         return self._date

@@ -23,6 +23,7 @@ from fencekv_shard.calls import Call, Get, History, List, WhereIs, Write, WriteK
 from fencekv_shard.transaction import Compare, Delete, Put, Relation, Target, Transaction, validate, validate_key
 from fencekv_shard.transaction import Get as GetOperation
 from fencekv_shard.txn_document import parse_transaction
+from fencekv_shard.values import Value
 
 NAME_CHARS_MAX: Final = 253  # of namespaces, tables and pods, as Kubernetes has it
 EPOCH_MAX: Final = 2**31 - 1
@@ -73,6 +74,9 @@ ROUTES: Final = (
     Route("POST", "/peer/v1/release", "release", body_bytes_max=RELEASE_BYTES_MAX),
 )
 
+_KINDS: Final = {kind.value: kind for kind in WriteKind}  # by their routes' names
+
+_NAMES: Final = ("namespace", "table")
 _Shape = tuple[str | None, ...]  # a template's parts; None: any text
 
 
@@ -94,13 +98,14 @@ _LABELS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Matched:
-    """A request whose path and method are known."""
+class Matched(Value):
+    """A request whose path and method are known. `names`: what stands in the path."""
 
-    route: Route
-    names: Mapping[str, str]  # what stands in the path
-    query: Mapping[str, str]
+    __match_args__ = ("route", "names", "query")
+    __slots__ = __match_args__
+
+    def __init__(self, route: Route, names: Mapping[str, str], query: Mapping[str, str]) -> None:
+        self.route, self.names, self.query = route, names, query
 
 
 class NoSuchPath(FenceKVError):
@@ -129,8 +134,9 @@ def match(method: str, target: str) -> Matched:
         allow = ", ".join(sorted(methods))
         raise NoSuchPath(f"method: {method[:20]!r} is not one of {allow}", status=405, field="method", allow=allow)
     names = {label: _unquote(parts[at], label) for at, label in _LABELS[route.template]}
-    for label in ("namespace", "table"):
-        if label in names and not 0 < len(names[label]) <= NAME_CHARS_MAX:
+    for label in _NAMES:
+        name = names.get(label)
+        if name is not None and not 0 < len(name) <= NAME_CHARS_MAX:
             limit = NAME_CHARS_MAX
             raise Invalid(f"{label}: want 1 to {limit} characters", status=404, field=label, limit=limit)
     return Matched(route=route, names=names, query=_query(query, route.query))
@@ -153,21 +159,24 @@ def parse(matched: Matched, headers: Iterable[tuple[str, str]], body: bytes) -> 
     """
     route, query = matched.route, matched.query
     fields = _Fields(headers, route)
-    shared: dict[str, Any] = {
-        "namespace": matched.names["namespace"],
-        "table": matched.names["table"],
-        "options": fields.options(),
-        "forwarded": fields.forwarded(),
-    }
+    namespace, table = matched.names["namespace"], matched.names["table"]
+    options, forwarded = fields.options(), fields.forwarded()
     if body and not route.body_bytes_max:
         raise Invalid("body: this request has none", field="body", limit=0)
     key = matched.names.get("key", "")
     if route.name in {"get", "put", "delete", "history"}:
         validate_key(key)
     if route.name == "get":
-        return Get(key=key, **shared)
+        return Get(namespace, table, options, key, forwarded)
     if route.writes:
-        return Write(kind=WriteKind(route.name), transaction=_transaction(route, fields, key, body), **shared)
+        transaction = _transaction(route, fields, key, body)
+        return Write(namespace, table, options, _KINDS[route.name], transaction, forwarded)
+    shared: dict[str, Any] = {
+        "namespace": namespace,
+        "table": table,
+        "options": options,
+        "forwarded": forwarded,
+    }
     if route.name == "history":
         return History(key=key, limit=_limit(query), cursor=query.get("cursor", ""), **shared)
     if route.name == "list":
