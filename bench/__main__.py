@@ -9,7 +9,6 @@ import asyncio
 import json
 import os
 import shutil
-import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -22,7 +21,7 @@ from typing import Any, Final
 import click
 from rich.console import Console
 
-from bench import experiments, machine, report
+from bench import experiments, machine, report, stopping
 from bench.etcd import etcd
 from bench.fencekv import idle_memory, shards
 from bench.figures import ETCD, FENCEKV, REDIS, Spread, failures
@@ -213,10 +212,6 @@ class Bench:
 
 async def measure(console: Console, settings: Settings, folder: Path) -> tuple[dict[str, Any], list[Outcome], str]:
     """The whole run; gives its document, the outcomes, and what was wrong."""
-    task = asyncio.current_task()
-    assert task is not None
-    # So that SIGTERM too leaves nothing behind.
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     started = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
     where = machine.describe(folder)
     report.print_machine(console, where)
@@ -266,10 +261,20 @@ async def measure(console: Console, settings: Settings, folder: Path) -> tuple[d
     help="Folder for all systems' data, on the disk to measure; emptied at the end.  [.cache/bench]",
 )
 @click.option("--publish/--no-publish", "publishes", default=True, help="Write docs/ (never with QUICK).")
+@click.option("--with-parent", is_flag=True, help="End when the process that started this one ends.")
 def main(
-    quick: bool, names: str, keys: int, rounds: int | None, seconds: float | None, data: Path, publishes: bool
+    quick: bool,
+    names: str,
+    keys: int,
+    rounds: int | None,
+    seconds: float | None,
+    data: Path,
+    publishes: bool,
+    with_parent: bool,
 ) -> None:
     """FenceKV beside etcd and Redis on the same disk, as a table."""
+    if with_parent:
+        stopping.end_with_parent()
     try:
         rows = QUICK_ROWS if quick and not names else chosen(names)
     except ValueError as error:
@@ -311,11 +316,11 @@ def _measured(console: Console, settings: Settings, data: Path) -> tuple[dict[st
         if any(row.measure in ANCHORED for row in ROWS if row.name in settings.rows):
             find_assets(os.environ)  # before anything is started
         machine.check_disk(folder)
-        return asyncio.run(measure(console, settings, folder))
+        return stopping.run(measure(console, settings, folder))
     except (AssetsMissing, ControlPlaneFailed, LoadFailed, NotReady, ToolMissing, machine.NoDisk) as error:
         raise click.ClickException(str(error)) from error
-    except asyncio.CancelledError:
-        sys.exit(130)
+    except stopping.Stopped:
+        sys.exit(stopping.STATUS)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -168,7 +168,12 @@ async def build(folder: Path) -> Generator:
         env={**os.environ, "GOWORK": "off"},
         stderr=asyncio.subprocess.PIPE,
     )
-    _, told = await process.communicate()
+    try:
+        _, told = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
     if process.returncode != 0:
         raise LoadFailed(f"the load generator was not built:\n{told.decode(errors='replace')}")
     return Generator(program)

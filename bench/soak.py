@@ -26,7 +26,7 @@ from typing import Any, Final
 import click
 from rich.console import Console
 
-from bench import machine, plot
+from bench import machine, plot, stopping
 from bench.fencekv import Shards, shards, total
 from bench.figures import plain
 from bench.generator import ROOT, Generator, Job, Load, LoadFailed, ToolMissing, build, parsed
@@ -226,14 +226,17 @@ def drawn(samples: Sequence[Sample], found: Verdict, *, caption: str) -> str:
 @click.command()
 @click.option("--seconds", type=click.FloatRange(2, 86_400), default=600.0, show_default=True, help="Of load.")
 @click.option("--publish/--no-publish", "publishes", default=True, help="Write docs/soak.json and docs/soak.svg.")
+@click.option("--with-parent", is_flag=True, help="End when the process that started this one ends.")
 @click.option(
     "--data",
     type=click.Path(path_type=Path, file_okay=False),
     default=CACHE,
     help="Folder for the shard's data, on the disk to measure; emptied at the end.  [.cache/bench]",
 )
-def main(seconds: float, publishes: bool, data: Path) -> None:
+def main(seconds: float, publishes: bool, data: Path, with_parent: bool) -> None:
     """One shard at full load: memory, renewals, leases. Exit status 1 if something is not as it should be."""
+    if with_parent:
+        stopping.end_with_parent()
     console = Console(stderr=True)
     data.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="soak-", dir=data))
@@ -241,9 +244,11 @@ def main(seconds: float, publishes: bool, data: Path) -> None:
         machine.check_disk(folder)
         where = machine.describe(folder)
         console.print(f"{CLIENTS} clients for {seconds:g} s …", highlight=False)
-        found, samples = asyncio.run(_built_and_run(folder, seconds=seconds, console=console))
+        found, samples = stopping.run(_built_and_run(folder, seconds=seconds, console=console))
     except (ControlPlaneFailed, LoadFailed, NotReady, ToolMissing, machine.NoDisk) as error:
         raise click.ClickException(str(error)) from error
+    except stopping.Stopped:
+        sys.exit(stopping.STATUS)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     document = {
