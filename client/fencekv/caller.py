@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from fencekv import messages as m
 from fencekv.attempts import Chance, Failure, Step, final_error, judge, pause_seconds
 from fencekv.discovery import Source
-from fencekv.errors import FenceKVError, Invalid, Lost, NotOwner, Unavailable, Unknown, from_problem
+from fencekv.errors import Exhausted, FenceKVError, Invalid, Lost, NotOwner, Unavailable, Unknown, from_problem
 from fencekv.routing import Routes, TableRoutes
 from fencekv.sending import Attempt, Broken, Build, Refused, Transport
 
@@ -181,8 +181,7 @@ class Caller:
         seconds = settings.attempt_seconds if repeatable and not request.slow else settings.timeout_seconds
         attempt: Attempt | None = None
         try:
-            give_up_at = max(min(began + seconds, deadline), began + SWEEP_SECONDS)
-            attempt = await self._send(request, index, address, give_up_at)
+            attempt = await self._send(request, index, address, began=began, seconds=seconds, deadline=deadline)
             sent = self._clock()
             if index is not None and repeatable and not request.slow:
                 attempt.watch_at = sent + WATCH_SECONDS
@@ -198,7 +197,7 @@ class Caller:
         except (Refused, Broken) as lack:
             self._missed(request, index, address, lack)
             return _Failed(Failure.REFUSED if isinstance(lack, Refused) else Failure.BROKEN, str(lack))
-        except Unavailable as lack:
+        except (Unavailable, Exhausted) as lack:
             return _Failed(lack, lack.detail)
         if index is not None:
             self.routes.saw(request.table, index, token=answer.token, epoch=answer.epoch)
@@ -210,14 +209,20 @@ class Caller:
             return _Failed(Failure.LATE, f"{request.table}: a success under standard that came too late")
         return answer
 
-    async def _send(self, request: Request, index: int | None, address: str, give_up_at: float) -> Attempt:
-        """Sends, over a connection that is opened if there is none, and has the attempt looked after."""
+    async def _send(
+        self, request: Request, index: int | None, address: str, *, began: float, seconds: float, deadline: float
+    ) -> Attempt:
+        """Sends, over a connection that is opened if there is none, and has the attempt looked after.
+
+        It waits for its turn until `deadline`; its `seconds` are counted from when it leaves.
+        """
         options = self._options(request, index)
         attempt = self._transport.send(address, request.operation, request.build, options)
         while attempt is None:
-            await self._transport.ready(address, seconds=give_up_at - self._clock())
+            await self._transport.ready(address, seconds=deadline - self._clock())
             attempt = self._transport.send(address, request.operation, request.build, options)
-        attempt.give_up_at = give_up_at
+            began = self._clock()
+        attempt.give_up_at = max(min(began + seconds, deadline), began + SWEEP_SECONDS)
         if self._sweep is None:
             self._sweep = self._loop.call_later(SWEEP_SECONDS, self._swept)
         return attempt
@@ -306,7 +311,9 @@ class Caller:
             place=None,
             options=m.Options(),
         )
-        attempt = await self._send(request, None, address, self._clock() + ROUTE_SECONDS)
+        now = self._clock()
+        until = now + ROUTE_SECONDS
+        attempt = await self._send(request, None, address, began=now, seconds=ROUTE_SECONDS, deadline=until)
         try:
             return await attempt.future
         except asyncio.CancelledError:

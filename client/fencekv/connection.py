@@ -3,6 +3,7 @@
 Invariants:
   * Numbers rise; an answer belongs to the request of its number, and one that nobody waits for is passed over.
   * What is under way is bounded by the shard's limit, and nothing is sent while the socket takes no more.
+  * Whoever waits for a place gets one in the order of asking: a place that is free for somebody is nobody else's.
   * When the connection ends, its attempts have ended: `Refused` where the shard said that it did not start it,
     else `Broken`.
 """
@@ -16,7 +17,7 @@ from typing import Final, cast
 
 from fencekv import frames, messages
 from fencekv import messages as m
-from fencekv.errors import Invalid, TooLarge
+from fencekv.errors import Exhausted, Invalid, TooLarge
 from fencekv.frame_reader import read_answer, read_message
 from fencekv.messages import Malformed
 from fencekv.sending import CONNECT_SECONDS, Attempt, Broken, Build, Refused
@@ -25,6 +26,7 @@ WRITE_BUFFER_BYTES_MAX: Final = 1 << 20
 SILENCE_SECONDS: Final = 0.5  # of a shard that owes answers
 TURN_BYTES_MAX: Final = 256 << 10  # gathered in one turn of the loop
 CLOSE_SECONDS: Final = 1.0
+ROOM_WAITING_MAX: Final = 16_384  # requests that wait for a place on one connection
 
 
 class Waiting(Attempt):
@@ -66,6 +68,7 @@ class Connection(asyncio.Protocol):
         self._unsent_bytes = 0
         self._paused = False
         self._room: deque[asyncio.Future[None]] = deque()
+        self._given = 0  # places that were given to somebody in `room` who has not gone on yet
         self._heard = 0.0
         self._idle: asyncio.TimerHandle | None = None
         self._abort: asyncio.TimerHandle | None = None
@@ -74,8 +77,8 @@ class Connection(asyncio.Protocol):
 
     @property
     def free(self) -> bool:
-        """Whether a request can be sent now."""
-        return self.open and not self._paused and len(self._waiting) < self._limits.in_flight
+        """Whether a request can be sent now, without one that waits being passed."""
+        return self.open and not self._paused and len(self._waiting) + self._given < self._limits.in_flight
 
     def under_way(self) -> Iterable[Waiting]:
         """The requests without an answer."""
@@ -108,15 +111,38 @@ class Connection(asyncio.Protocol):
         return waiting
 
     async def room(self) -> None:
-        """Waits until a request may be sent, or the connection is not open any more."""
+        """Waits until a request may be sent, or the connection is not open any more.
+
+        The place is the caller's until it next waits for anything.
+
+        Raises:
+            Exhausted: too many wait already.
+        """
+        waited = False
         while self.open and not self.free:
+            self._check_room()
             place = self.loop.create_future()
-            self._room.append(place)
+            if waited:
+                self._room.appendleft(place)  # the socket is full again meanwhile: it is still the first
+            else:
+                self._room.append(place)
             try:
                 await place
             except asyncio.CancelledError:
-                self._make_room()  # this one's turn may have come just now: it is another one's
+                if not place.cancelled():  # this one's turn has come just now: it is another one's
+                    self._given -= 1
+                    self._make_room()
                 raise
+            self._given -= 1
+            waited = True
+
+    def _check_room(self) -> None:
+        if len(self._room) < ROOM_WAITING_MAX:
+            return
+        self._room = deque(place for place in self._room if not place.done())  # without those that were given up
+        if len(self._room) >= ROOM_WAITING_MAX:
+            limit = ROOM_WAITING_MAX
+            raise Exhausted(f"{self.address}: {limit} requests wait for a place already: send fewer", limit=limit)
 
     def drop(self, waiting: Waiting) -> None:
         """Stops waiting for an answer."""
@@ -241,11 +267,13 @@ class Connection(asyncio.Protocol):
 
     def _make_room(self) -> None:
         """Wakes whoever can go on: all when it is closed, else as many as there are places."""
-        places = len(self._room) if not self.open else self._limits.in_flight - len(self._waiting)
+        in_flight = self._limits.in_flight
+        places = len(self._room) if not self.open else in_flight - len(self._waiting) - self._given
         while self._room and places > 0 and not (self.open and self._paused):
             place = self._room.popleft()
             if not place.done():
                 place.set_result(None)
+                self._given += 1
                 places -= 1
 
     def _write(self, frame: bytes) -> None:

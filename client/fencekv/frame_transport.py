@@ -42,7 +42,7 @@ class FrameTransport:
 
         Raises:
             Refused: no connection.
-            Unavailable: too many requests are under way there.
+            Unavailable: too many requests are under way there. Exhausted: and too many wait already.
         """
         connection: Connection | None = None
         try:

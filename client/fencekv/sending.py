@@ -63,7 +63,7 @@ class Transport(Protocol):
 
         Raises:
             Refused: no connection.
-            Unavailable: too many requests are under way there.
+            Unavailable: too many requests are under way there. Exhausted: and too many wait already.
         """
         ...
 

@@ -15,7 +15,7 @@ from fencekv import messages as m
 from fencekv.caller import Settings
 from fencekv.client import FenceKV
 from fencekv.connection import Connection, Waiting, dial
-from fencekv.errors import Invalid, TooLarge, Unavailable
+from fencekv.errors import Exhausted, Invalid, TooLarge, Unavailable, Unknown
 from fencekv.frame_transport import FrameTransport
 from fencekv.operations import Put
 from fencekv.sending import Broken, Refused
@@ -87,8 +87,9 @@ async def test_a_turn_that_was_given_up_goes_to_the_next(shard: FakeFrames) -> N
     first, second = (asyncio.ensure_future(connection.room()) for _ in range(2))
     await shard.took(1)
     shard.say(written(1))
-    while not connection.free:
+    while list(connection.under_way()):
         await asyncio.sleep(0)
+    assert not connection.free  # the place is the first one's, who has not gone on yet
     first.cancel()
     await asyncio.wait_for(second, 5)
     assert first.cancelled()
@@ -119,6 +120,48 @@ async def test_a_turn_that_was_not_used_goes_to_the_next(shard: FakeFrames) -> N
         put(connection, key="\ud800")
     await asyncio.wait_for(second, 5)
     await connection.close()
+
+
+async def test_nobody_passes_those_that_wait_for_a_place(shard: FakeFrames) -> None:
+    shard.welcome = m.Welcome(m.VERSION, "sample-0", m.Limits(in_flight=2))
+    connection = await dial(shard.address, HELLO)
+    put(connection), put(connection)
+    order: list[int] = []
+
+    async def one(turn: int) -> None:
+        await connection.room()
+        put(connection)
+        order.append(turn)
+
+    waiting = [asyncio.ensure_future(one(turn)) for turn in range(6)]
+    passed = 0
+    for number in range(1, 7):
+        await shard.took(number)
+        shard.say(written(number))
+        while any(under_way.number == number for under_way in connection.under_way()):
+            await asyncio.sleep(0)
+        passed += connection.free  # as a request that comes just now would find it
+    await asyncio.wait_for(asyncio.gather(*waiting), 5)
+    assert (order, passed) == ([0, 1, 2, 3, 4, 5], 0)
+    await connection.close()
+
+
+async def test_what_waits_for_a_place_is_bounded(shard: FakeFrames, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fencekv.connection.ROOM_WAITING_MAX", 3)
+    shard.welcome = m.Welcome(m.VERSION, "sample-0", m.Limits(in_flight=1))
+    connection = await dial(shard.address, HELLO)
+    put(connection)
+    waiting = [asyncio.ensure_future(connection.room()) for _ in range(3)]
+    await shard.took(1)
+    with pytest.raises(Exhausted, match="3 requests wait"):
+        await connection.room()
+    waiting.pop(1).cancel()
+    await asyncio.sleep(0)
+    waiting.append(asyncio.ensure_future(connection.room()))  # in the place of the one that was given up
+    await asyncio.sleep(0)
+    assert not any(task.done() for task in waiting)
+    await connection.close()
+    await asyncio.wait_for(asyncio.gather(*waiting), 5)
 
 
 async def test_a_full_socket_holds_requests_back(shard: FakeFrames, connection: Connection) -> None:
@@ -400,6 +443,39 @@ async def test_more_tasks_than_the_shard_takes_at_once_wait_for_their_turn(shard
         await asyncio.gather(*(db.table("orders").put(f"k{n}", b"v") for n in range(51)))
     assert most == 3
     assert shard.connections == 1
+
+
+async def test_a_turn_is_waited_for_until_the_deadline_and_an_attempt_counts_from_when_it_is_sent(
+    shard: FakeFrames,
+) -> None:
+    shard.welcome = m.Welcome(m.VERSION, "sample-0", m.Limits(in_flight=1))
+    sent: list[m.Put] = []
+
+    def slowly(request: m.Request) -> m.ShardMessage | None:
+        if isinstance(request, m.Route):
+            return owned_by(shard, request)
+        assert isinstance(request, m.Put)
+        sent.append(request)
+        asyncio.get_running_loop().call_later(0.2, shard.say, written(request.number))
+        return None
+
+    shard.answers = slowly
+    async with client(shard, settings=Settings(attempt_seconds=0.4)) as db:
+        await asyncio.gather(*(db.table("orders").put(f"k{n}", b"v") for n in range(6)))
+    assert [put.key for put in sent] == [f"k{n}" for n in range(6)]  # each once, in the order of asking
+
+
+async def test_more_requests_than_may_wait_are_exhausted_at_once(
+    shard: FakeFrames, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fencekv.connection.ROOM_WAITING_MAX", 2)
+    shard.welcome = m.Welcome(m.VERSION, "sample-0", m.Limits(in_flight=1))
+    shard.answers = lambda request: owned_by(shard, request) if isinstance(request, m.Route) else None
+    async with client(shard, settings=Settings(timeout_seconds=0.3)) as db:
+        await db.table("orders").route()
+        puts = (db.table("orders").put(f"k{n}", b"v") for n in range(5))
+        outcomes = await asyncio.gather(*puts, return_exceptions=True)
+    assert [type(one) for one in outcomes] == [Unknown, Unavailable, Unavailable, Exhausted, Exhausted]
 
 
 async def test_a_client_that_was_closed_dials_no_more(shard: FakeFrames) -> None:
