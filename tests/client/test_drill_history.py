@@ -124,7 +124,7 @@ ROW = [0, 0, 0, b"1", None, 1, [1, 1], 1, 1, 0, 0]
 
 
 def file_of(row: list[object], form: str = drill_history.FORMAT) -> bytes:
-    return gzip.compress(encode([form, {}, ["a"], ["c"], [row], [], []]))
+    return gzip.compress(encode([form, {}, ["a"], ["c"], [row], [], []]), mtime=0)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def file_of(row: list[object], form: str = drill_history.FORMAT) -> bytes:
         (b"not gzip", "not gzip"),
         (to_bytes(good())[:-4], "cut short"),
         (to_bytes(good()) + b"x", "followed by something"),
-        (gzip.compress(b"\xff"), "malformed CBOR"),
+        (gzip.compress(b"\xff", mtime=0), "malformed CBOR"),
         (file_of(ROW, "another form"), "form"),
         (file_of([*ROW[:8], None, 0, 0]), "no answer"),
         (file_of([9, *ROW[1:]]), "out of range"),
