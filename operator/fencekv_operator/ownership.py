@@ -254,13 +254,17 @@ def _is_able(answer: Answer) -> bool:
 
 
 def _best(answers: list[Answer], *, target: str = "") -> Answer:
-    """The highest (epoch of the last entry, seq); ties go to one that acts at once, to `target`, to placement."""
+    """The highest (epoch of the last entry, seq).
+
+    Ties go to one whose base is not damaged, to one that acts at once, to `target`, to placement.
+    """
     assert answers
 
-    def rank(answer: Answer) -> tuple[int, int, bool, bool]:
+    def rank(answer: Answer) -> tuple[int, int, bool, bool, bool]:
         replica = answer.replica
         assert replica is not None, answer
-        return replica.last_epoch, replica.last_seq, _is_able(answer), answer.session.pod == target
+        able, wished = _is_able(answer), answer.session.pod == target
+        return replica.last_epoch, replica.last_seq, not replica.damaged, able, wished
 
     best = answers[0]
     for answer in answers[1:]:

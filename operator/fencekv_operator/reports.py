@@ -48,6 +48,7 @@ class Replica:
     serving: bool
     closed_epoch: int
     suspect: bool
+    damaged: bool = False  # its base is not what it wrote; a shard of an earlier version does not say
 
     @property
     def empty(self) -> bool:
@@ -81,6 +82,7 @@ class Replica:
             serving=_typed(entry.get("serving"), bool, "serving"),
             closed_epoch=_number(entry, "closedEpoch", 0),
             suspect=_typed(entry.get("suspect"), bool, "suspect"),
+            damaged=entry.get("base") == "damaged",
         )
 
 

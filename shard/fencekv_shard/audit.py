@@ -88,6 +88,11 @@ def audit(store: Store) -> None:
         set_version=end.set_version,
         members=end.members,
     )
+    known = len(state.ends)
+    if len(derived.ends) == limits.ENDS_MAX and known < limits.ENDS_MAX:
+        derived = replace(
+            derived, ends=derived.ends[limits.ENDS_MAX - known :]
+        )  # after a cut the oldest are missing
     if derived != state:
         raise Corrupt(f"{store.path}: the state does not follow from the journal: {state} is not {derived}")
     below = _checked_below(store, entries)
@@ -128,6 +133,8 @@ def _checked_base(store: Store, entries: list[Entry]) -> dict[bytes, Where]:
         for key, data in page:
             row = unpack_row(data)
             rows[key] = (row.seq, row.operation)
+    if base.total not in {None, digest.total}:
+        raise Corrupt(f"{store.path}: the base is not what was written")
     known = base.noted.checkpoint if base.noted is not None else None
     if known is not None and known.at == base.seq and digest.checkpoint(base.seq) != known:
         raise Corrupt(f"{store.path}: the base is not what its checkpoint says")

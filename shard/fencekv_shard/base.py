@@ -5,19 +5,22 @@ Invariants:
     seq, byte for byte, whatever the steps that led there.
   * It stands at the end of a commit round.
   * first_seq <= seq + 1: what the journal has lost, the base holds.
+  * `total` is worked out from what was meant to be written, never from what is read back: rows that add up to
+    another one are not those that this replica wrote.
 """
 
 from __future__ import annotations
 
+import enum
 import hashlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
 from fencekv.codec import decode, encode
 from fencekv.errors import Invalid
-from fencekv_shard import journal
+from fencekv_shard import journal, limits
 from fencekv_shard.journal import Checkpoint, Entry
 from fencekv_shard.rows import Where
 from fencekv_shard.state import NOTHING, EpochEnd, Position, State, announced
@@ -26,6 +29,11 @@ from fencekv_shard.transaction import Put
 FORMAT: Final = 1
 _FIELDS: Final = 11
 _TAG: Final = b"fencekv.base.v1"
+_TOTAL_TAG: Final = b"fencekv.row.v1"
+_TOTAL_FORMAT: Final = 1
+_TOTALS: Final = 1 << (8 * journal.HASH_BYTES)
+_TOTAL_KEY: Final = b"base-total"  # in `meta`
+_BASE_KEY: Final = b"base"
 _ROW: Final = struct.Struct(">IQI")
 _SIZES: Final = struct.Struct(">HI")
 
@@ -37,6 +45,14 @@ class Row(NamedTuple):
     seq: int
     operation: int
     value: bytes
+
+
+class Standing(enum.Enum):
+    """What is known of a replica's base, as its shard's report says it."""
+
+    SOUND = "sound"  # or nothing speaks against it
+    DIFFERS = "differs"  # from what the owner's checkpoint says, and not from what was written here
+    DAMAGED = "damaged"  # it is not what was written here
 
 
 class Noted(NamedTuple):
@@ -58,6 +74,8 @@ class Base:
     members: tuple[str, ...] = ()
     first_seq: int = 0  # the first record of the journal that is kept
     noted: Noted | None = None  # the last checkpoint that was applied; None: none yet
+    # What its rows add up to (`changed_total`); None: not known, an earlier version has folded it.
+    total: bytes | None = field(default=bytes(journal.HASH_BYTES), compare=False)
 
     @property
     def seq(self) -> int:
@@ -121,6 +139,11 @@ class Fold:
         )
 
     @property
+    def keys(self) -> list[bytes]:
+        """The keys that it changes."""
+        return [*(key for key, _ in self.puts), *self.deletes]
+
+    @property
     def size_bytes(self) -> int:
         """What is to be written, about."""
         return sum(len(key) + len(row) for key, row in self.puts)
@@ -143,6 +166,24 @@ def folded(base: Base, entries: Sequence[Entry], *, chain: bytes, peaks: tuple[b
         set_version=state.set_version,
         members=state.members,
     )
+
+
+def refolded(total: bytes | None, fold: Fold, before: Iterable[tuple[bytes, bytes]]) -> bytes | None:
+    """The total after a fold; `before`: the rows, as they are on disk, of the keys that it changes."""
+    return total and changed_total(total, came=fold.puts, went=before)
+
+
+def changed_total(
+    total: bytes, *, came: Iterable[tuple[bytes, bytes]] = (), went: Iterable[tuple[bytes, bytes]] = ()
+) -> bytes:
+    """The total with some rows more and others less: a sum of hashes modulo 2^256, whatever their order."""
+    number = int.from_bytes(total) + sum(map(_number_of, came)) - sum(map(_number_of, went))
+    return (number % _TOTALS).to_bytes(journal.HASH_BYTES)
+
+
+def _number_of(row: tuple[bytes, bytes]) -> int:
+    key, data = row
+    return int.from_bytes(hashlib.sha256(_TOTAL_TAG + _SIZES.pack(len(key), len(data)) + key + data).digest())
 
 
 def noted(base: Base, entries: Sequence[Entry]) -> Base:
@@ -192,19 +233,50 @@ class Digest:
     def __init__(self) -> None:
         self._hash = hashlib.sha256(_TAG)
         self.keys = 0
+        self.total = bytes(journal.HASH_BYTES)
 
     def add(self, rows: Sequence[tuple[bytes, bytes]]) -> None:
         """Adds the rows that follow: keys and packed rows."""
         self._hash.update(b"".join(_SIZES.pack(len(key), len(row)) + key + row for key, row in rows))
         self.keys += len(rows)
+        self.total = changed_total(self.total, came=rows)
 
     def checkpoint(self, at: int) -> Checkpoint:
         """What a checkpoint at `at` says of these rows."""
         return Checkpoint(at=at, keys=self.keys, digest=self._hash.digest())
 
 
+def meta_rows(base: Base) -> list[tuple[bytes, bytes]]:
+    """What `meta` says of the base."""
+    base.check()
+    rows = [(_BASE_KEY, encode_base(base))]
+    if base.total is not None:
+        rows.append((_TOTAL_KEY, encode([_TOTAL_FORMAT, base.seq, base.total])))
+    return rows
+
+
+def read_base(get: Callable[[bytes], bytes | None]) -> Base:
+    """The base that `meta` tells of, whose rows `get` gives.
+
+    Raises:
+        Invalid: it is of another format, or damaged.
+    """
+    data = get(_BASE_KEY)
+    if data is None:
+        return Base()
+    base, said = decode_base(data), get(_TOTAL_KEY)
+    shape = None if said is None else decode(said, what="meta.base-total")
+    match shape:
+        case [int(known), int(seq), bytes(total)] if (
+            known == _TOTAL_FORMAT and seq == base.seq and len(total) == journal.HASH_BYTES
+        ):
+            return replace(base, total=total)
+    # A version that knew no total leaves the one of an earlier seq there, or none.
+    return base if base.seq >= 0 else replace(base, total=Base().total)
+
+
 def encode_base(base: Base) -> bytes:
-    """The base's bytes, on disk and between shards."""
+    """The base's bytes, on disk and between shards; but for its total, which is each replica's own."""
     shape = [
         FORMAT,
         base.last.seq,
@@ -241,11 +313,12 @@ def decode_base(data: bytes) -> Base:
         last=Position(shape[2], shape[1], shape[3]),
         chain=shape[4],
         peaks=tuple(shape[5]),
-        ends=tuple(EpochEnd(*end) for end in shape[6]),
+        ends=tuple(EpochEnd(*end) for end in shape[6][-limits.ENDS_MAX :]),
         set_version=shape[7],
         members=tuple(shape[8]),
         first_seq=shape[9],
         noted=point and Noted(point[0], Checkpoint(at=point[1], keys=point[2], digest=point[3])),
+        total=None,
     )
 
 

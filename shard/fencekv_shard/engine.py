@@ -33,6 +33,7 @@ from fencekv_shard.journal import (
     in_sync_entry,
     ownership_entry,
 )
+from fencekv_shard.meters import Gate, Meters
 from fencekv_shard.pipeline import Pipeline
 from fencekv_shard.replica import Replica
 from fencekv_shard.rounds import Request, Round
@@ -63,6 +64,7 @@ class Engine:
         on_growth: called after each fsync that added entries, and whenever commit_seq rises.
         on_deposed: called once if a newer epoch turns out to be promised here.
         on_fatal: called if a commit itself failed; the process must end.
+        meters: gets what rounds took and what was refused; None: nobody asks.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Engine:
         on_growth: Callable[[], None],
         on_deposed: Callable[[], None],
         on_fatal: Callable[[BaseException], None],
+        meters: Meters | None = None,
     ) -> None:
         self.replica, self.epoch, self.member, self.spec = replica, epoch, member, spec
         self._session, self._clock = session, clock
@@ -86,9 +89,11 @@ class Engine:
         self.heard_at: dict[str, float] = {}  # member -> when it last said anything
         self.standbys_in_set = 0
         self.replicated_seq = -1
-        self._pipeline = Pipeline(replica=replica, epoch=epoch, clock=clock, owner=self)
+        self._meters = meters or Meters()
+        self._pipeline = Pipeline(replica=replica, epoch=epoch, clock=clock, owner=self, meters=self._meters)
         self._pending: dict[bool, deque[Request]] = {False: deque(), True: deque()}
-        self._round_ends: deque[int] = deque()
+        # Rounds that are not committed: their ends, and when the first request of each was taken.
+        self._round_ends: deque[tuple[int, float]] = deque()
         # Rounds that no standby has confirmed: their ends, and when they were fsynced here.
         self._unshipped: deque[tuple[int, float]] = deque()
         self._relaxing: tuple[int, frozenset[str]] | None = None  # a smaller counted set, valid from this seq on
@@ -136,6 +141,16 @@ class Engine:
         for queue in self._pending.values():
             while queue and queue[0].since < before:
                 queue.popleft().fail(Unknown("the standbys did not confirm in time"))
+
+    @property
+    def waiting_for_round(self) -> int:
+        """How many requests are not being written yet."""
+        return self._pipeline.waiting
+
+    @property
+    def waiting_for_standbys(self) -> int:
+        """How many requests are fsynced here and not answered."""
+        return sum(len(pending) for pending in self._pending.values())
 
     async def wait_committed(self, seq: int) -> None:
         """Waits until commit_seq >= seq. Raises what stopped the engine, if that comes first."""
@@ -261,7 +276,13 @@ class Engine:
         self._changed.set()
 
     def expire(self, refusal: FenceKVError | None = None, unknown: Unknown | None = None) -> None:
-        """The deadline has passed: no request that is under way can be acknowledged any more."""
+        """The deadline has passed: no request that is under way can be acknowledged any more.
+
+        With errors of the caller's: another end of the right to write, which counts as no refusal.
+        """
+        if refusal is None:
+            self._meters.refusals[Gate.DEADLINE] += self.waiting_for_round
+            self._meters.refusals[Gate.FSYNCED] += self.waiting_for_standbys
         self._pipeline.drop_requests(refusal or self._past_deadline())
         self._forget_pending(unknown or Unknown("the session's deadline passed before the acknowledgement"))
 
@@ -289,7 +310,10 @@ class Engine:
         """Gate 1, before a round."""
         if self._stopped is not None:
             return self._stopped
-        return None if self.within_deadline() else self._past_deadline()
+        if self.within_deadline():
+            return None
+        self._meters.refusals[Gate.DEADLINE] += self.waiting_for_round
+        return self._past_deadline()
 
     def on_written(self, finished: Round) -> None:
         """A round is durable here: its answers wait for commit_seq."""
@@ -298,13 +322,15 @@ class Engine:
             finished.fail(Unknown("the ownership ended during the commit"))
             return
         if finished.writes:
-            self._round_ends.append(finished.seq)
+            now = self._clock.now()
+            self._round_ends.append((finished.seq, finished.answers[0].since if finished.answers else now))
             if self._has_copies:
-                self._unshipped.append((finished.seq, self._clock.now()))
+                self._unshipped.append((finished.seq, now))
         if self.within_deadline():
             for request in finished.answers:
                 self._pending[request.replicated].append(request)
         else:
+            self._meters.refusals[Gate.FSYNCED] += len(finished.answers)
             finished.fail(Unknown("the session's deadline passed during the commit"))
         if finished.writes:
             self._on_growth()
@@ -362,8 +388,9 @@ class Engine:
             self._unshipped.popleft()
         target = self.replica.last.seq if self.spec.durability is Durability.STANDARD else self.replicated_seq
         reached = -1
-        while self._round_ends and self._round_ends[0] <= target:
-            reached = self._round_ends.popleft()
+        while self._round_ends and self._round_ends[0][0] <= target:
+            reached, since = self._round_ends.popleft()
+            self._meters.round_seconds.add(self._clock.now() - since)
         if reached > self.replica.commit_seq:
             self.replica.commit(reached)
             self._on_growth()
@@ -390,6 +417,7 @@ class Engine:
                     late = Unknown("the session's deadline passed before the acknowledgement")
                     while pending and pending[0].needs_seq <= reached:
                         pending.popleft().fail(late)
+                        self._meters.refusals[Gate.FSYNCED] += 1
                     break
                 pending.popleft().give()
                 given += 1

@@ -1,5 +1,7 @@
 """The cuts that a drill orders: this shard's connections to the API server, or to its peers, carry nothing.
 
+To its peers: what they copy, and the clients' requests that it forwards to them.
+
 A cut is like a network that drops everything: what is sent does not arrive, an answer under way does not either,
 nothing is refused, and afterwards what was held back goes on. The pod's helper orders it through a pipe.
 
@@ -19,6 +21,7 @@ from typing import Any, Final, TypeVar
 
 from fencekv.faults import CUTS, EXPIRES_SECONDS_MAX, Fault
 from fencekv.kube import REQUEST_SECONDS, Kube, Listing, Object, Resource, Unclear, WatchEvent
+from fencekv.sending import Refused
 from fencekv_shard.peer import CONNECT_SECONDS, Channel, ChannelClosed, Listener, Message, OnChannel, Transport
 
 logger = logging.getLogger(__name__)
@@ -58,6 +61,16 @@ class Cuts:
     async def passable(self, fault: Fault) -> None:
         """Waits until it is not cut."""
         await self._healed[fault].wait()
+
+    async def reached(self, address: str) -> None:
+        """Before something is forwarded to a peer: raises Refused, as late as a dial would, while it is cut."""
+        if self.active(Fault.CUT_FROM_PEERS):
+            await asyncio.sleep(CONNECT_SECONDS)
+            raise Refused(f"{address}: cut off from the peers: nothing was sent")
+
+    async def arrived(self) -> None:
+        """Before a peer's answer to what was forwarded is taken: waits until it is not cut."""
+        await self.passable(Fault.CUT_FROM_PEERS)
 
     def listen(self, pipe: int) -> Callable[[], None]:
         """Takes orders from a pipe, a line each; gives what ends that."""

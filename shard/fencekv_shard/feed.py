@@ -17,21 +17,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable, Collection, Coroutine
+from typing import Any, Final
 
 from fencekv.leases import Session
 from fencekv_shard import greeting, limits
-from fencekv_shard.base import Base, Digest, encode_base
+from fencekv_shard.base import Base, Digest, Standing, encode_base
 from fencekv_shard.engine import Engine
-from fencekv_shard.greeting import PROTOCOL, SEEDS, Greeted
-from fencekv_shard.journal import Checkpoint
+from fencekv_shard.greeting import BASE_DIFFERS, PROTOCOL, SEEDS, Greeted
 from fencekv_shard.owned import Owned, Voice, Wakeable
 from fencekv_shard.peer import Channel, ChannelClosed, Message
 
 logger = logging.getLogger(__name__)
 
+OVER_LOOK_SECONDS: Final = 0.1  # between two questions whether a session is over
+OVER_LOOKS_MAX: Final = 10  # about as long as silence takes to be believed
+
 Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
+Left = tuple[Owned, str]  # a replica, `pod/replica id`, that follows this partition no more
 
 
 class Feed(Wakeable):
@@ -133,6 +136,11 @@ class Feed(Wakeable):
             logger.warning(text, self._owned.engine.spec.name, self.member, self._version)
             await self._channel.send(["refuse", self._uid, self.engine.epoch, "reseed"])
             return
+        if self.engine.replica.standing is Standing.DAMAGED:
+            logger.warning(
+                "%s: %s needs a seed, and the base is damaged", self._owned.engine.spec.name, self.member
+            )
+            return
         head = [self._uid, self.engine.epoch, self._number]
         try:
             with self.engine.replica.pinned() as base:
@@ -143,10 +151,14 @@ class Feed(Wakeable):
             logger.warning("%s: %s takes no seed: it may dial again", self._owned.engine.spec.name, self.member)
             self._channel.close()
             return
-        if not self.ended:
-            await self._channel.send(["seeded", *head, sent.at, sent.keys, sent.digest])
+        if base.total not in {None, sent.total}:
+            logger.error("%s: the base that was sent is not what was written", self._owned.engine.spec.name)
+            self._owned.doubted(self.member)
+        elif not self.ended:
+            point = sent.checkpoint(base.seq)
+            await self._channel.send(["seeded", *head, point.at, point.keys, point.digest])
 
-    async def _send_base(self, base: Base, head: list[Any]) -> Checkpoint:
+    async def _send_base(self, base: Base, head: list[Any]) -> Digest:
         """Sends the base's rows; what they are. Raises TimeoutError: nothing became durable for too long."""
         replica, digest, after, pages = self.engine.replica, Digest(), b"", 0
         async with asyncio.timeout(limits.SEED_STALL_SECONDS):
@@ -159,7 +171,7 @@ class Feed(Wakeable):
                 while not self.ended and pages - self._pages_durable >= limits.SEED_PAGES_WINDOW:
                     self.wake.clear()
                     await self.wake.wait()
-        return digest.checkpoint(base.seq)
+        return digest
 
     async def _ship(self, following: int) -> int | None:
         """Ships what there is from `following` on, as far as the window allows; gives the next seq.
@@ -242,10 +254,19 @@ class Feeds:
         finally:
             del self._links[number]
             channel.close()
-            over = False
-            with contextlib.suppress(Exception):
-                over = await self._session_over(link.session)
-            link.end(session_over=over)
+            left = link.end()
+            if left:
+                self._spawn(self._ask_whether_over(link.session, left))
+
+    async def _ask_whether_over(self, session: Session, left: Collection[Left]) -> None:
+        """Asks for as long as the silence of its replicas is waited for: a supervisor releases a session a
+        moment after its process has ended."""
+        for _ in range(OVER_LOOKS_MAX):
+            if await self._session_over(session):
+                for owned, member in left:
+                    owned.session_ended(member)
+                return
+            await asyncio.sleep(OVER_LOOK_SECONDS)
 
     def close(self) -> None:
         """Ends all connections."""
@@ -295,12 +316,15 @@ class _Link:
             self._voice.heard = True
             await self._take(message)
 
-    def end(self, *, session_over: bool) -> None:
-        """The connection ended."""
+    def end(self) -> list[Left]:
+        """The connection ended. Gives who followed whom."""
+        left: list[Left] = []
         for feed, owned, task in self._feeds.values():
             task.cancel()
-            owned.detach(feed.member, feed, session_over=session_over)
+            owned.detach(feed.member, feed)
+            left.append((owned, feed.member))
         self._feeds.clear()
+        return left
 
     async def _take(self, message: Message) -> None:
         kind = message[0]
@@ -322,7 +346,12 @@ class _Link:
             if entry is not None and entry[0].engine.epoch == epoch:
                 entry[0].on_seeding(number, pages)
         elif kind == "refuse":
-            self._drop(fields(message, str, int, str)[0])
+            uid, _, reason = fields(message, str, int, str)
+            entry = self._feeds.get(uid)
+            if reason != BASE_DIFFERS:
+                self._drop(uid)
+            elif entry is not None:
+                entry[1].doubted(entry[0].member)
         elif kind == "ping":
             await self.channel.send(["pong", *fields(message, int)])
 

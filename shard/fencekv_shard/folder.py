@@ -87,6 +87,11 @@ class Seed:
             raise
         self._digest.add(rows)
 
+    def drop(self) -> None:
+        """Removes it. What cannot be removed stays for the next seed, or the next opening, to remove."""
+        with contextlib.suppress(OSError):
+            _remove(self._path)
+
     def check(self, sent: Checkpoint) -> None:
         """Raises Invalid: these are not all the rows that the owner sent."""
         if self._digest.checkpoint(self._base.seq) != sent:
@@ -96,7 +101,7 @@ class Seed:
         """Makes it an environment like any other."""
         promised, closed = max(promises.promised, self._base.last.epoch), promises.closed_epoch
         state = self._base.state(replica_id=replica_id, promised=promised, closed_epoch=closed)
-        Store.complete(self._path, state, self._base)
+        Store.complete(self._path, state, replace(self._base, total=self._digest.total))
 
 
 class Lock:

@@ -8,6 +8,7 @@ Invariants:
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -21,6 +22,7 @@ from fencekv.token import Token, Version
 from fencekv.transport import Broken, Refused, Reply, send
 from fencekv_shard.api import Item, Options, Page, Range
 from fencekv_shard.calls import List, Relayed
+from fencekv_shard.faults import Cuts
 from fencekv_shard.http_answers import HttpAnswer
 from fencekv_shard.limits import UNCLEAN_ANSWER_SECONDS
 from fencekv_shard.transaction import Record
@@ -67,9 +69,10 @@ class Received:
 class Forwarder:
     """Sends requests to other shards over `session`, which its maker closes."""
 
-    def __init__(self, session: aiohttp.ClientSession, *, pod: str) -> None:
+    def __init__(self, session: aiohttp.ClientSession, *, pod: str, cuts: Cuts) -> None:
         self._session = session
         self._pod = pod
+        self._cuts = cuts
 
     async def relay(self, http: str, request: Received) -> Relayed:
         """Has the shard at `http` answer a client's request.
@@ -110,17 +113,21 @@ class Forwarder:
         self, http: str, method: str, target: str, headers: Mapping[str, str], body: bytes, *, write: bool = False
     ) -> Reply:
         try:
-            return await send(
-                self._session,
-                method=method,
-                url=f"http://{http}{target}",
-                headers={**headers, wire.FORWARDED: self._pod},
-                body=body,
-                timeout=RELAY_SECONDS,
-            )
+            await self._cuts.reached(http)
+            async with asyncio.timeout(RELAY_SECONDS):
+                reply = await send(
+                    self._session,
+                    method=method,
+                    url=f"http://{http}{target}",
+                    headers={**headers, wire.FORWARDED: self._pod},
+                    body=body,
+                    timeout=RELAY_SECONDS,
+                )
+                await self._cuts.arrived()
+            return reply
         except Refused as error:
             raise Unavailable(f"the owner at {http} cannot be reached") from error
-        except Broken as error:
+        except (Broken, TimeoutError) as error:
             if write:
                 raise Unknown(f"the owner at {http} was asked and did not answer") from error
             raise Unavailable(f"the owner at {http} did not answer") from error

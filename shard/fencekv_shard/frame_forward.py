@@ -18,6 +18,7 @@ from fencekv.errors import NotOwner, Unavailable, Unknown
 from fencekv.frame_transport import FrameTransport
 from fencekv.sending import Broken, Refused
 from fencekv_shard.calls import Relayed
+from fencekv_shard.faults import Cuts
 from fencekv_shard.forward import RELAY_SECONDS
 
 _OPERATIONS: Final[Mapping[type, int]] = {
@@ -35,8 +36,9 @@ _WRITES: Final = (messages.Put, messages.Delete, messages.Txn)
 class FrameForwarder:
     """Connections to other shards, made as they are needed. Close it when done."""
 
-    def __init__(self, *, kvns: str, pod: str) -> None:
+    def __init__(self, *, kvns: str, pod: str, cuts: Cuts) -> None:
         self._pod = pod
+        self._cuts = cuts
         self._transport = FrameTransport(namespace=kvns, name=pod)
 
     async def relay(self, http: str, request: messages.Request) -> Relayed:
@@ -47,12 +49,14 @@ class FrameForwarder:
             Unknown: a write was sent and had no answer.
         """
         try:
+            await self._cuts.reached(http)
             waiting = await self._send(http, request)
         except Refused as error:
             raise Unavailable(f"the owner at {http} cannot be reached") from error
         try:
             async with asyncio.timeout(RELAY_SECONDS):
                 reply = await waiting.future
+                await self._cuts.arrived()
         except Refused as error:
             raise Unavailable(f"the owner at {http} did not begin it") from error
         except (Broken, TimeoutError) as error:

@@ -36,4 +36,6 @@ def judge(token: Token, *, at: Token, ends: Iterable[tuple[int, int, int]]) -> F
     if token.number <= last_txid and last_epoch == token.epoch:
         return Freshness.SATISFIED
     end = Token(last_epoch, last_txid)
+    if not earlier:
+        raise Lost(f"token {token} is of an epoch whose end is not known (any more): read anew", end=str(end))
     raise Lost(f"token {token} was lost in a failover; {end} is the last before it that was kept", end=str(end))

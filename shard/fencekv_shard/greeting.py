@@ -22,6 +22,9 @@ from fencekv_shard.peer import Channel, ChannelClosed, Message
 PROTOCOL: Final = 2
 FIRST: Final = 1
 SEEDS: Final = 2  # from this version on a standby takes a base
+# Why a standby refuses: its base is sound, and another than the owner's. It follows on. An owner that does not
+# know this reason ends the subscription as for any other, so that such a standby is not counted either.
+BASE_DIFFERS: Final = "base-differs"
 
 _FIELDS: Final = 5
 

@@ -20,9 +20,10 @@ from typing import Any, Final
 
 from fencekv import leases
 from fencekv.errors import FenceKVError
-from fencekv.kube import LEASES, Kube, KubeError, KubeNotFound, Unclear
+from fencekv.kube import LEASES, KubeError, KubeNotFound, Unclear
 from fencekv.leases import PartitionLease, Session
 from fencekv_shard.engine import Engine
+from fencekv_shard.turns import LeaseKube
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class Membership:
     def __init__(
         self,
         *,
-        kube: Kube,
+        kube: LeaseKube,
         namespace: str,
         session: Session,
         engine: Engine,
@@ -163,7 +164,7 @@ class Membership:
 
 
 async def current_grant(
-    kube: Kube, namespace: str, grant: PartitionLease, *, wanted: Callable[[], bool]
+    kube: LeaseKube, namespace: str, grant: PartitionLease, *, wanted: Callable[[], bool]
 ) -> Object | None:
     """The Lease by quorum read, if it still is the grant that a watch showed; None: it is not, or not `wanted`.
 
@@ -185,7 +186,7 @@ async def current_grant(
 
 
 async def decline(
-    kube: Kube, namespace: str, grant: PartitionLease, *, seq: int, target: str, wanted: Callable[[], bool]
+    kube: LeaseKube, namespace: str, grant: PartitionLease, *, seq: int, target: str, wanted: Callable[[], bool]
 ) -> None:
     """Gives back a grant under which nothing was or ever will be begun here."""
     while (raw := await current_grant(kube, namespace, grant, wanted=wanted)) is not None:

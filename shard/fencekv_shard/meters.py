@@ -18,6 +18,7 @@ from fencekv_shard.fence import Role
 
 COMMIT_BUCKETS: Final = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0, 5.0)
 ROUND_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+GATHER_BUCKETS: Final = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01)
 TAKEOVER_BUCKETS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
@@ -26,6 +27,7 @@ class Gate(enum.StrEnum):
 
     ROLE = "role"  # this replica is not the owner: no gate of the protocol, just the wrong address
     DEADLINE = "deadline"  # gate 1: the session's deadline has passed
+    FSYNCED = "fsynced"  # gate 1 again, after the fsync: written, not acknowledged
     PROMISE = "promise"  # gate 2: a newer epoch is promised here, found inside the write transaction
     STANDBY = "standby"  # gate 3: as a standby, this replica has promised a newer epoch than its owner's
     CLIENT = "client"  # gate 5: the client saw a newer epoch
@@ -49,6 +51,8 @@ class Meters:
         self.changes: Counter[Change] = Counter()
         self.commit_seconds = Histogram(COMMIT_BUCKETS)
         self.round_entries = Histogram(ROUND_BUCKETS)
+        self.round_seconds = Histogram(COMMIT_BUCKETS)
+        self.gather_seconds = Histogram(GATHER_BUCKETS)
         self.takeover_seconds = Histogram(TAKEOVER_BUCKETS)
         self.move_seconds = Histogram(TAKEOVER_BUCKETS)
         self.depths: dict[str, Callable[[], int]] = {}  # by queue
@@ -80,6 +84,8 @@ class Meters:
             "changes": {str(change): self.changes[change] for change in Change},
             "commitSeconds": self.commit_seconds.report(),
             "roundEntries": self.round_entries.report(),
+            "roundSeconds": self.round_seconds.report(),
+            "gatherSeconds": self.gather_seconds.report(),
             "takeoverSeconds": self.takeover_seconds.report(),
             "moveSeconds": self.move_seconds.report(),
             "depths": {queue: depth() for queue, depth in sorted(self.depths.items())},

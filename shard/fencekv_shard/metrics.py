@@ -49,7 +49,8 @@ LATENESS: Final = Family(
 REFUSALS: Final = Family(
     name="fencekv_gate_refusals_total",
     kind=Kind.COUNTER,
-    text="Refusals by gate: role (not the owner here), deadline, promise, standby, client.",
+    text="Refusals by gate: role (not the owner here), deadline, fsynced (the deadline passed before the "
+    "acknowledgement), promise, standby, client.",
     labels=("gate",),
     series="gates",
 )
@@ -72,6 +73,19 @@ ROUND_ENTRIES: Final = Family(
     text="Journal entries that one commit round of an owner here made durable.",
     series="12 buckets",
 )
+ROUND_SECONDS: Final = Family(
+    name="fencekv_round_seconds",
+    kind=Kind.HISTOGRAM,
+    text="From the first request of a commit round until the round was committed, by standbys too where they "
+    "count: its answers leave then.",
+    series="13 buckets",
+)
+GATHER_SECONDS: Final = Family(
+    name="fencekv_round_gather_seconds",
+    kind=Kind.HISTOGRAM,
+    text="How long a round waited for clients that were just answered; rounds that did not wait are left out.",
+    series="8 buckets",
+)
 TAKEOVER_SECONDS: Final = Family(
     name="fencekv_takeover_seconds",
     kind=Kind.HISTOGRAM,
@@ -87,7 +101,8 @@ MOVE_SECONDS: Final = Family(
 DEPTH: Final = Family(
     name="fencekv_queue_depth",
     kind=Kind.GAUGE,
-    text="What waits: commits for a writer thread, requests held during a planned move.",
+    text="What waits: commits for a writer thread, requests held during a planned move, requests for a round, "
+    "requests that are fsynced for standbys.",
     labels=("queue",),
     series="queues",
 )
@@ -106,6 +121,8 @@ _FROM_METERS: Final = (
     (DEPTH, "depths"),
     (COMMIT_SECONDS, "commitSeconds"),
     (ROUND_ENTRIES, "roundEntries"),
+    (ROUND_SECONDS, "roundSeconds"),
+    (GATHER_SECONDS, "gatherSeconds"),
     (TAKEOVER_SECONDS, "takeoverSeconds"),
     (MOVE_SECONDS, "moveSeconds"),
 )

@@ -36,19 +36,20 @@ from fencekv_shard.leaving import Held, Leaver
 from fencekv_shard.links import Links
 from fencekv_shard.memory import PodMemory
 from fencekv_shard.meters import Meters, disk_report
+from fencekv_shard.opening import Openings
 from fencekv_shard.owned import Owned, Rota
 from fencekv_shard.partition import Partition
 from fencekv_shard.peer import Listener, Transport
 from fencekv_shard.replica import Replica
 from fencekv_shard.session import LeaseTimes, SessionKeeper, SessionOver
 from fencekv_shard.spec import PartitionSpec
-from fencekv_shard.store import CommitFailed, Corrupt, StorageError
+from fencekv_shard.store import CommitFailed, StorageError
 from fencekv_shard.surroundings import Surroundings
 from fencekv_shard.tasks import Tasks
+from fencekv_shard.turns import Turns
 
 logger = logging.getLogger(__name__)
 
-OPENING_AT_ONCE = 8
 MOVING_AT_ONCE = 16
 
 
@@ -87,7 +88,7 @@ class Node:
         self._kube, self._clock, self._transport = kube, clock, transport
         self._on_fatal_outside = on_fatal
         self._meters = meters or Meters()
-        self._meters.depths["held"] = lambda: sum(each.waiting.count for each in self._partitions.values())
+        self._meters.depths |= self._queues()
         self._folder = config.data / "partitions"
         self._folder.mkdir(parents=True, exist_ok=True)
         self._memory = PodMemory(config.data, epochs=self._known_epochs)
@@ -102,21 +103,7 @@ class Node:
         )
         self._links = Links(transport=transport, session=config.session, kvns=config.kvns, spawn=self._spawn)
         self._rota = Rota(clock)
-        self._around = Surroundings(
-            kube=kube,
-            namespace=config.namespace,
-            clock=clock,
-            session=self.session,
-            memory=self._memory,
-            meters=self._meters,
-            rota=self._rota,
-            folder=self._folder,
-            executor=executor,
-            new_id=new_id,
-            links=self._links,
-            spawn=self._spawn,
-            on_fatal=self._fatal,
-        )
+        self._around = self._shared(executor, new_id)
         self._feeds = Feeds(
             kvns=config.kvns,
             session=config.session,
@@ -136,12 +123,37 @@ class Node:
         self._partitions: dict[str, Partition] = {}  # the replicas on this shard, by UID
         self._stored: dict[str, Replica] = {}  # opened at the start, their KVPartition not seen yet
         self._opening: set[str] = set()
-        self._opened: dict[str, dict[str, object]] = {}  # what opening took, for the report, by UID
-        self._opening_slots = asyncio.Semaphore(OPENING_AT_ONCE)
+        self._openings = Openings(self._folder, executor=executor, new_id=new_id, clock=clock)
         self._listener: Listener | None = None
         self._failed = False
         self._informers = self._watched()
         self._settings = Informer(kube, KV_NAMESPACES, config.namespace, on_change=self._settings_changed)
+
+    def _queues(self) -> dict[str, Callable[[], int]]:
+        """How much waits here, by queue: counted when somebody asks."""
+        return {
+            "held": lambda: sum(each.waiting.count for each in self._partitions.values()),
+            "round": lambda: sum(each.engine.waiting_for_round for each in self._owned()),
+            "standbys": lambda: sum(each.engine.waiting_for_standbys for each in self._owned()),
+        }
+
+    def _shared(self, executor: Executor, new_id: Callable[[], str]) -> Surroundings:
+        """What each partition is given."""
+        return Surroundings(
+            kube=Turns(self._kube),
+            namespace=self.config.namespace,
+            clock=self._clock,
+            session=self.session,
+            memory=self._memory,
+            meters=self._meters,
+            rota=self._rota,
+            folder=self._folder,
+            executor=executor,
+            new_id=new_id,
+            links=self._links,
+            spawn=self._spawn,
+            on_fatal=self._fatal,
+        )
 
     def _watched(self) -> tuple[Informer, Informer]:
         """What to hold, and who owns what: the KVPartitions and partition Leases of this namespace."""
@@ -202,9 +214,8 @@ class Node:
     async def stop(self, *, release: bool) -> None:
         """Serves nothing more; with `release` says so on the session Lease."""
         self.session.end("the shard stops")
-        for partition in self._partitions.values():
-            if partition.owned is not None:
-                partition.owned.stop(NotOwner("the shard stops"))
+        for owned in self._owned():
+            owned.stop(NotOwner("the shard stops"))
         if release:
             await self.session.release()
         self._links.close()
@@ -283,7 +294,7 @@ class Node:
             "meters": self._meters.report(),
             **disk_report(self._folder),
             "replicas": [
-                {**self._partitions[uid].report(), **self._opened[uid]} for uid in sorted(self._partitions)
+                {**self._partitions[uid].report(), **self._openings.took[uid]} for uid in sorted(self._partitions)
             ],
         }
 
@@ -348,8 +359,7 @@ class Node:
     async def _open_stored(self, uid: str) -> None:
         """Opens a replica that lies on disk, whether or not its KVPartition still exists."""
         try:
-            async with self._opening_slots:
-                self._stored[uid] = await self._open_replica(uid)
+            self._stored[uid] = await self._openings.open(uid)
         except StorageError as error:
             logger.error("%s: not opened: %s", uid, error)
 
@@ -361,14 +371,13 @@ class Node:
         await self._informers[0].synced.wait()
         for uid in sorted(self._stored.keys() - self._catalog.uids()):
             logger.warning("%s: no KVPartition has this UID any more; its files are kept", uid)
-            del self._opened[uid]
+            del self._openings.took[uid]
             await self._stored.pop(uid).close()
             await run(self._around.executor, partial(Replica.retain, self._folder, uid))
 
     async def _open(self, spec: PartitionSpec) -> None:
         try:
-            async with self._opening_slots:
-                replica = self._stored.pop(spec.uid, None) or await self._open_replica(spec.uid)
+            replica = self._stored.pop(spec.uid, None) or await self._openings.open(spec.uid)
         except CommitFailed as error:
             self._fatal(error)
             return
@@ -379,7 +388,7 @@ class Node:
         self._opening.discard(spec.uid)
         now = self._catalog.spec(spec.uid)
         if now is None:  # deleted while it was being opened
-            self._opened.pop(spec.uid, None)
+            self._openings.took.pop(spec.uid, None)
             await self._remove(Partition(spec, replica, self._around))
             return
         partition = self._partitions[spec.uid] = Partition(now, replica, self._around)
@@ -387,22 +396,10 @@ class Node:
         if raw is not None:
             partition.lease_changed(raw)
 
-    async def _open_replica(self, uid: str) -> Replica:
-        executor, new_id = self._around.executor, self._around.new_id
-        began = self._clock.now()
-        try:
-            replica = await Replica.open(self._folder, uid, executor=executor, new_id=new_id)
-        except Corrupt as error:
-            logger.error("%s: seeding anew: %s", uid, error)
-            replica = await Replica.reseed(self._folder, uid, executor=executor, new_id=new_id, promised=0)
-        seconds = round(self._clock.now() - began, 6)
-        self._opened[uid] = {"openSeconds": seconds, "replayedEntries": replica.overlay_entries}
-        return replica
-
     def _forget(self, spec: PartitionSpec) -> None:
         self._catalog.forget(spec)
         self._opening.discard(spec.uid)
-        self._opened.pop(spec.uid, None)
+        self._openings.took.pop(spec.uid, None)
         partition = self._partitions.pop(spec.uid, None)
         if partition is not None:
             self._spawn(self._remove(partition))
@@ -426,7 +423,7 @@ class Node:
         """The partition was moved away from this pod: its files go. Placed here again, it begins anew."""
         self._opening.add(uid)
         partition, stored = self._partitions.pop(uid, None), self._stored.pop(uid, None)
-        self._opened.pop(uid, None)
+        self._openings.took.pop(uid, None)
         if partition is not None:
             await partition.close()
         elif stored is not None:
@@ -462,6 +459,9 @@ class Node:
             self._links.ping(number)
             self._feeds.ping(number)
 
+    def _owned(self) -> list[Owned]:
+        return [each.owned for each in self._partitions.values() if each.owned is not None]
+
     def _owned_of(self, uid: str) -> Owned | None:
         partition = self._partitions.get(uid)
         return partition.owned if partition else None
@@ -484,9 +484,8 @@ class Node:
         logger.critical("commit failed: %s", error)
         self._failed = True
         self.session.end("a commit failed")
-        for partition in self._partitions.values():
-            if partition.owned is not None:
-                partition.owned.stop(NotOwner("a commit failed on this shard"))
+        for owned in self._owned():
+            owned.stop(NotOwner("a commit failed on this shard"))
         self._on_fatal_outside(error)
 
     def _unexpected(self, error: BaseException) -> None:

@@ -119,6 +119,8 @@ class Follower:
     session_over: bool = False
     furthest: int = -1  # the highest seq that it ever confirmed
     stalled_seconds: float = 0.0  # how long it has lacked something without coming further
+    doubts: bool = False  # it says that its base is sound, and another than this owner's checkpoint says
+    differs: bool = False  # and the owner's is sound as well
 
     @property
     def silent_seconds(self) -> float:
@@ -136,8 +138,11 @@ class Owned:
         membership: Membership,
         rota: Rota,
         spawn: Callable[[Coroutine[Any, Any, None]], object],
+        on_doubt: Callable[[], None] = lambda: None,
     ) -> None:
         self.engine, self.membership = engine, membership
+        self._on_doubt = on_doubt  # a standby has another base
+        self.told_damaged = False
         self._rota = rota
         self._restful_seconds = 0.0  # since a request came, or the journal or commit_seq grew
         self._resting = False  # off the rota
@@ -175,7 +180,9 @@ class Owned:
         if earlier.feed is not None:
             self._end(earlier.feed)
         # Who only ever connects anew makes no progress by that.
-        self.followers[member] = replace(earlier, feed=feed, unconnected_seconds=0.0, session_over=False)
+        self.followers[member] = replace(
+            earlier, feed=feed, unconnected_seconds=0.0, session_over=False, doubts=False, differs=False
+        )
         self._rota.listen(feed, self)
         # What an earlier connection confirmed is certain only as far as this one confirms it again: the
         # replica may have been cut back meanwhile.
@@ -183,17 +190,58 @@ class Owned:
         self.engine.heard(member)
         self.rouse()
 
-    def detach(self, member: str, feed: Wakeable, *, session_over: bool = False) -> None:
+    def detach(self, member: str, feed: Wakeable) -> None:
         """A connection ended."""
         self._end(feed)
         follower = self.followers.get(member)
         if follower is not None and follower.feed is feed:
-            self.followers[member] = replace(
-                follower, feed=None, unconnected_seconds=0.0, session_over=session_over
-            )
+            self.followers[member] = replace(follower, feed=None, unconnected_seconds=0.0)
             self.rouse()
-            if session_over:
-                self.tick(0.0)
+
+    def session_ended(self, member: str) -> None:
+        """The session of a replica whose connection ended is over: it need not be waited for."""
+        follower = self.followers.get(member)
+        if follower is not None and follower.feed is None:
+            self.followers[member] = replace(follower, session_over=True)
+            self.rouse()
+            self.tick(0.0)
+
+    def doubted(self, member: str) -> None:
+        """A replica has another base: it stays where it is until this owner has looked at its own."""
+        follower = self.followers.get(member)
+        if follower is not None:
+            self.followers[member] = replace(follower, doubts=True)
+        self._on_doubt()
+
+    def sound(self) -> None:
+        """This owner's base is what it wrote: who has another is not counted on."""
+        for member, follower in self.followers.items():
+            if follower.doubts:
+                follower.differs = True
+                logger.error("%s: the base of %s is another one: a person decides", self.engine.spec.name, member)
+        self.rouse()
+
+    def doubter(self) -> str:
+        """The pod of a member that has another base than this owner; empty: there is none."""
+        return next(
+            (
+                pod_of(one)
+                for one in self.membership.members
+                if one in self.followers and self.followers[one].doubts
+            ),
+            "",
+        )
+
+    @property
+    def has_standby(self) -> bool:
+        """Whether another member of the in-sync set follows now."""
+        return any(
+            member != self.engine.member
+            and (follower := self.followers.get(member)) is not None
+            and follower.feed is not None
+            and follower.silent_seconds < limits.STANDBY_TIMEOUT_SECONDS
+            for member in self.membership.members
+        )
 
     def grown(self) -> None:
         """The journal or commit_seq grew: feeds have something to send."""
@@ -357,7 +405,7 @@ class Owned:
                 caught_up=follower.feed is not None
                 and engine.confirmed.get(member, -1) >= last - limits.JOIN_LAG_ENTRIES_MAX,
                 silent_seconds=math.inf
-                if follower.stalled_seconds >= limits.STANDBY_STALL_SECONDS
+                if follower.differs or follower.stalled_seconds >= limits.STANDBY_STALL_SECONDS
                 else follower.silent_seconds,
                 session_over=follower.session_over,
             )

@@ -21,6 +21,7 @@ from fencekv.token import Token
 from fencekv_shard import api, limits
 from fencekv_shard.api import Committed, Consistency, Durability, Options
 from fencekv_shard.applier import Applier
+from fencekv_shard.doubts import settle
 from fencekv_shard.engine import Engine
 from fencekv_shard.fence import Event, Fence, Role
 from fencekv_shard.folder import Seed
@@ -64,7 +65,7 @@ class Partition:
             clock=around.clock,
             spawn=around.spawn,
             on_fatal=around.on_fatal,
-            on_contradiction=self._contradicted,
+            on_standing=partial(settle, self),
         )
         self._applier = Applier(
             name=spec.name,
@@ -272,6 +273,7 @@ class Partition:
             on_growth=self._grown,
             on_deposed=partial(self._deposed_under, seen.epoch, Gate.PROMISE),
             on_fatal=around.on_fatal,
+            meters=around.meters,
         )
         membership = Membership(
             kube=around.kube,
@@ -281,7 +283,8 @@ class Partition:
             lease=current,
             on_deposed=partial(self._deposed_under, seen.epoch),
         )
-        self.owned = Owned(engine=engine, membership=membership, rota=around.rota, spawn=around.spawn)
+        rota, doubt = around.rota, self._trimmer.check
+        self.owned = Owned(engine=engine, membership=membership, rota=rota, spawn=around.spawn, on_doubt=doubt)
         around.spawn(self._open(self.owned, seen))
 
     async def _promised(self, seen: PartitionLease) -> dict[str, Any] | None:
@@ -426,12 +429,8 @@ class Partition:
                 self.replica = await Replica.open(around.folder, uid, executor=executor, new_id=around.new_id)
                 raise
 
-    async def _contradicted(self) -> None:
-        """The replica's base is not what the journal says: it is to be made anew, from an owner that has one."""
-        if self.owned is not None:
-            await self.move()
-            return
-        await self.reseed(self.replica.promised)
+    def follow_anew(self) -> None:
+        """Subscribes once more, if there is an owner to follow."""
         if self.lease is not None and self.fence.role is Role.STANDBY and not self._closed:
             self._around.links.unfollow(self.spec.uid)
             self._around.links.follow(self.spec.uid, self, self.lease.owner_peer)

@@ -21,6 +21,7 @@ from fencekv.clock import Clock
 from fencekv.errors import Exhausted, FenceKVError, Unavailable
 from fencekv_shard import limits
 from fencekv_shard.journal import Entry
+from fencekv_shard.meters import Meters
 from fencekv_shard.replica import Replica
 from fencekv_shard.rounds import Internal, Request, Round
 from fencekv_shard.state import Growth
@@ -55,14 +56,16 @@ class Owner(Protocol):
 class Pipeline:
     """Rounds of one epoch."""
 
-    def __init__(self, *, replica: Replica, epoch: int, clock: Clock, owner: Owner) -> None:
+    def __init__(self, *, replica: Replica, epoch: int, clock: Clock, owner: Owner, meters: Meters) -> None:
         self._replica, self._epoch, self._clock, self._owner = replica, epoch, clock, owner
+        self._meters = meters
         self._queue: deque[Request] = deque()  # not evaluated yet: there is no room for what they write
         self._queue_bytes = 0
         self._building: Round | None = None
         self._writing: Round | None = None
         self._asked = False  # for the replica's lane, or being written
         self._gathering = False
+        self._gather_began = 0.0
         self._gather_until = 0.0
         self._gather_turns = 0
         self._expected = 0  # how many requests may come in the next round
@@ -75,6 +78,11 @@ class Pipeline:
     def idle(self) -> bool:
         """Whether nothing waits and nothing is being written."""
         return not self._queue and self._building is None and not self._asked
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for the round that they are to be written in."""
+        return len(self._queue) + (len(self._building.answers) if self._building is not None else 0)
 
     def submit(self, request: Request) -> None:
         """Takes a request. Raises Exhausted: nothing was done."""
@@ -222,6 +230,8 @@ class Pipeline:
             # Turns rather than a timer: timers are a millisecond apart, and each turn takes in what came.
             asyncio.get_running_loop().call_soon(self._gather)
             return
+        if self._gather_turns > 0:
+            self._meters.gather_seconds.add(self._clock.now() - self._gather_began)
         self._gathering = False
         self._asked = True
         self._replica.enter(self._begin)
@@ -233,6 +243,7 @@ class Pipeline:
         now = self._clock.now()
         if self._gather_turns == 0:  # the answers leave at the end of the turn in which they are given
             wait = max(limits.GATHER_SECONDS_MIN, limits.GATHER_SHARE * self._round_seconds)
+            self._gather_began = now
             self._gather_until = now + min(wait, limits.GATHER_SECONDS_MAX)
         self._gather_turns += 1
         return self._gather_turns < limits.GATHER_TURNS_MAX and now < self._gather_until

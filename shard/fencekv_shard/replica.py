@@ -26,7 +26,7 @@ from fencekv.errors import Invalid
 from fencekv_shard import folder as files
 from fencekv_shard import journal, limits
 from fencekv_shard.audit import audit, checked_tail, peaks_at
-from fencekv_shard.base import Base, Fold, folded, noted
+from fencekv_shard.base import Base, Fold, folded, noted, refolded
 from fencekv_shard.executor import Executor, Lane, run
 from fencekv_shard.folder import Lock, Seed
 from fencekv_shard.journal import Entry, InSync
@@ -333,6 +333,7 @@ class Replica(View):
         before, last = self._base, entries[-1].seq
         base = folded(before, entries, chain=self._chain_on_disk(last), peaks=peaks_at(self._store, last + 1))
         fold = Fold.of(entries)
+        base = replace(base, total=refolded(before.total, fold, self._store.base_rows(fold.keys)))
 
         async def step() -> int:
             if self._pins or self._base.seq != before.seq:
@@ -419,14 +420,8 @@ class Replica(View):
         base = replace(self._state, commit_seq=self._commit_seq)
         changed = any(isinstance(entry.operations, InSync) for entry in cut)
         in_sync = self._in_sync_at(seq) if changed else None
-        state = truncated(
-            base,
-            last=last,
-            peaks=peaks_at(self._store, seq + 1),
-            chain=self._chain_on_disk(seq),
-            cut=cut,
-            in_sync=in_sync,
-        )
+        peaks, chain = peaks_at(self._store, seq + 1), self._chain_on_disk(seq)
+        state = truncated(base, last=last, peaks=peaks, chain=chain, cut=cut, in_sync=in_sync)
         records = self._store.records(seq + 1, count_max=len(cut), bytes_max=2**63)
         assert len(records) == len(cut), (len(records), len(cut))
         data = b"".join(encode(record) for record in records)
@@ -454,11 +449,17 @@ class Replica(View):
         Raises:
             Invalid: they do not follow, or are none. DiskFull, Closed: the seed is given up.
         """
+        await self._to_seed(seed, partial(seed.add, rows))
 
+    async def drop_seed(self, seed: Seed) -> None:
+        """Removes a seed that was given up. Raises Closed: there is nothing to remove any more."""
+        await self._to_seed(seed, seed.drop)
+
+    async def _to_seed(self, seed: Seed, work: Callable[[], None]) -> None:
         async def step() -> None:
             if self._seed is not seed:
                 raise Closed(f"{self.uid}: another seed was begun")
-            await run(self._executor, partial(seed.add, rows))
+            await run(self._executor, work)
 
         await self._exclusively(step)
 
@@ -468,11 +469,7 @@ class Replica(View):
         Raises:
             Corrupt: naming the first contradiction.
         """
-
-        async def step() -> None:
-            await run(self._executor, partial(audit, self._store))
-
-        await self._exclusively(step)
+        await self._exclusively(lambda: run(self._executor, partial(audit, self._store)))
 
     async def _exclusively(self, step: Callable[[], Awaitable[T]]) -> T:
         """Runs one write to its end, also if the caller is cancelled: a thread cannot be called back."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import resource
 import secrets
 import signal
 import sys
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 # Few objects of a shard die in cycles; the default threshold stops the loop often for nothing.
 GC_THRESHOLD: Final = 50_000
+OPEN_FILES_MAX: Final = 1 << 20
 # A thread that comes back from the disk must not wait for a busy loop as long as a commit takes.
 SWITCH_SECONDS: Final = 0.0005
 
@@ -71,6 +73,7 @@ async def serve(environment: Mapping[str, str], *, on_fatal: Callable[[BaseExcep
     except (NoAccess, OSError) as error:
         raise BadConfiguration(str(error)) from error
     config = config_of(environment, namespace=access.namespace)
+    _allow_open_files()
     gc.set_threshold(GC_THRESHOLD, 20, 20)
     sys.setswitchinterval(SWITCH_SECONDS)
     clock = SystemClock()
@@ -96,7 +99,7 @@ async def serve(environment: Mapping[str, str], *, on_fatal: Callable[[BaseExcep
             meters=meters,
         )
         host, _, port = config.http.rpartition(":")
-        server = await start_server(node, host=host.strip("[]"), port=int(port))
+        server = await start_server(node, host=host.strip("[]"), port=int(port), cuts=cuts)
         drained = False
         try:
             drained = await _until_stopped(node, stopping)
@@ -106,6 +109,14 @@ async def serve(environment: Mapping[str, str], *, on_fatal: Callable[[BaseExcep
             await server.close()
             watching.cancel()
             threads.close()
+
+
+def _allow_open_files() -> None:
+    """Raises the limit of open files as far as it may be: each replica holds some, and 1,024 is a usual limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY:
+        most = OPEN_FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES_MAX)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
 async def _watch(threads: WriterThreads) -> None:

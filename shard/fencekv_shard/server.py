@@ -17,6 +17,7 @@ from fencekv.clock import SystemClock
 from fencekv.transport import make_session
 from fencekv_shard.api import Node
 from fencekv_shard.dispatcher import Dispatcher
+from fencekv_shard.faults import Cuts
 from fencekv_shard.forward import Forwarder
 from fencekv_shard.frame_exchange import Exchange
 from fencekv_shard.frame_forward import FrameForwarder
@@ -52,11 +53,16 @@ class Running:
         await self.session.close()
 
 
-async def start_server(node: Node, *, host: str, port: int, unix: Callable[[], float] = _SYSTEM.unix) -> Running:
-    """Starts the listener of a shard; port 0 takes a free one. `unix`: seconds since 1970, for answers' dates."""
-    session = make_session()
-    pages = Forwarder(session, pod=node.pod)
-    forwarder = FrameForwarder(kvns=node.kvns, pod=node.pod)
+async def start_server(
+    node: Node, *, host: str, port: int, unix: Callable[[], float] = _SYSTEM.unix, cuts: Cuts | None = None
+) -> Running:
+    """Starts the listener of a shard; port 0 takes a free one.
+
+    `unix`: seconds since 1970, for answers' dates. `cuts` None: nobody orders any.
+    """
+    session, cuts = make_session(), cuts or Cuts()
+    pages = Forwarder(session, pod=node.pod, cuts=cuts)
+    forwarder = FrameForwarder(kvns=node.kvns, pod=node.pod, cuts=cuts)
     exchange = Exchange(node=node, dispatcher=Dispatcher(node, pages), metrics=Metrics(), relay=forwarder.relay)
     http = HttpExchange(exchange, node=node, forwarder=pages, unix=unix)
     frames = FrameServer(exchange, http=http)

@@ -3,7 +3,10 @@
 Invariants:
   * applied_seq <= commit_seq <= last.seq, and last.epoch <= promised.
   * `promised` and `closed_epoch` never fall, whatever is appended, cut off or seeded anew.
-  * Everything but replica id, promise, closed epoch, applied_seq and commit_seq is a function of the entries.
+  * Everything but replica id, promise, closed epoch, applied_seq and commit_seq is a function of the entries. Of
+    `ends` the oldest may be missing where entries were cut off.
+  * What a round writes of the state does not grow with the number of epochs: `meta.state` has the last few ends,
+    `meta.ends` has all that are known, and is written only when they change.
 """
 
 from __future__ import annotations
@@ -14,10 +17,12 @@ from typing import Any, Final, NamedTuple
 
 from fencekv.codec import decode, encode
 from fencekv.errors import Invalid
-from fencekv_shard import journal
+from fencekv_shard import journal, limits
 from fencekv_shard.journal import Entry, InSync, Ownership
 
 FORMAT: Final = 1
+_ENDS_FORMAT: Final = 1
+ENDS_KEY: Final = b"ends"  # in `meta`; absent while `meta.state` has them all
 _FIELDS: Final = 14
 
 
@@ -65,7 +70,7 @@ class State:
 
 
 def encode_state(state: State) -> bytes:
-    """The state's bytes on disk."""
+    """The state's bytes on disk; of its ends only the last few, see `ends_rows`."""
     shape = [
         FORMAT,
         state.replica_id,
@@ -80,13 +85,24 @@ def encode_state(state: State) -> bytes:
         state.closed_epoch,
         list(state.peaks),
         state.chain,
-        [[end.epoch, end.seq, end.txid] for end in state.ends],
+        _ends_shape(state.ends[-limits.ENDS_INLINE_MAX :]),
     ]
     return encode(shape)
 
 
-def decode_state(data: bytes) -> State:
-    """Reads a state from disk.
+def ends_rows(ends: tuple[EpochEnd, ...]) -> list[tuple[bytes, bytes]]:
+    """What `meta` says of ends besides the state; empty: nothing, the state has them all."""
+    if len(ends) <= limits.ENDS_INLINE_MAX:
+        return []
+    return [(ENDS_KEY, encode([_ENDS_FORMAT, _ends_shape(ends)]))]
+
+
+def _ends_shape(ends: tuple[EpochEnd, ...]) -> list[list[int]]:
+    return [[end.epoch, end.seq, end.txid] for end in ends]
+
+
+def decode_state(data: bytes, ends: bytes | None = None) -> State:
+    """Reads a state from disk. `ends`: what `meta.ends` holds; None: it is absent.
 
     Raises:
         Invalid: it is of another format, or damaged.
@@ -97,6 +113,10 @@ def decode_state(data: bytes) -> State:
         raise Invalid(f"meta.state: format {found!r}, this program knows {FORMAT}", field="meta.state")
     if len(shape) != _FIELDS or not _well_formed(shape):
         raise Invalid("meta.state: damaged", field="meta.state")
+    recent = tuple(EpochEnd(*end) for end in shape[13])
+    # A version that knew no `meta.ends` wrote all that it knew into the state, and left the rest as it was.
+    below = recent[0].epoch if recent else shape[4]
+    earlier = [] if ends is None else [end for end in _decode_ends(ends) if end.epoch < below]
     return State(
         replica_id=shape[1],
         promised=shape[2],
@@ -108,8 +128,17 @@ def decode_state(data: bytes) -> State:
         closed_epoch=shape[10],
         peaks=tuple(shape[11]),
         chain=shape[12],
-        ends=tuple(EpochEnd(*end) for end in shape[13]),
+        ends=(*earlier, *recent)[-limits.ENDS_MAX :],
     )
+
+
+def _decode_ends(data: bytes) -> list[EpochEnd]:
+    shape = decode(data, what="meta.ends")
+    if not isinstance(shape, list) or len(shape) != 2 or shape[0] != _ENDS_FORMAT:
+        raise Invalid("meta.ends: of another format", field="meta.ends")
+    if not isinstance(shape[1], list) or not all(_is_end(end) for end in shape[1]):
+        raise Invalid("meta.ends: damaged", field="meta.ends")
+    return [EpochEnd(*end) for end in shape[1]]
 
 
 class Growth:
@@ -202,7 +231,7 @@ def truncated(
         peaks=peaks,
         chain=chain,
         commit_seq=min(state.commit_seq, last.seq),
-        ends=state.ends[: len(state.ends) - lost_ends],
+        ends=state.ends[: max(0, len(state.ends) - lost_ends)],
         set_version=earlier.version if changes_set else state.set_version,
         members=earlier.members if changes_set else state.members,
     )
@@ -215,7 +244,7 @@ def announced(state: State, entry: Entry) -> State:
         return replace(state, set_version=operations.version, members=operations.members)
     if isinstance(operations, Ownership) and _ends_epoch(entry):
         end = EpochEnd(operations.previous_epoch, operations.previous_seq, operations.previous_txid)
-        return replace(state, ends=(*state.ends, end))
+        return replace(state, ends=(*state.ends, end)[-limits.ENDS_MAX :])
     return state
 
 

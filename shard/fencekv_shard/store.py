@@ -23,6 +23,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -30,9 +31,9 @@ import lmdb
 
 from fencekv.errors import Invalid
 from fencekv_shard import limits
-from fencekv_shard.base import Base, Fold, decode_base, encode_base
+from fencekv_shard.base import Base, Fold, meta_rows, read_base
 from fencekv_shard.rows import Batch, Trim, seq_key, unpack_seq
-from fencekv_shard.state import State, decode_state, encode_state
+from fencekv_shard.state import ENDS_KEY, EpochEnd, State, decode_state, encode_state, ends_rows
 from fencekv_shard.tables import Tables
 
 TABLES: Final = ("meta", "current", "versions", "journal", "mmr", "idempotency", "leases", "expiry")
@@ -40,7 +41,6 @@ BASE: Final = "base"  # a table that environments made by earlier versions get w
 DATA_FILE: Final = "data.mdb"
 
 _STATE_KEY: Final = b"state"
-_BASE_KEY: Final = b"base"
 Items = Sequence[tuple[bytes, bytes]]  # keys and values of rows, in the order of the keys
 
 _ROOM_BYTES: Final = 1 << 20  # pages that any transaction may need besides its records
@@ -141,6 +141,7 @@ class Prepared:
         except Exception as error:
             raise store._fail(error) from error
         store._db.update(self._opened)
+        store._ends = self.state.ends
         store.base = self._base or store.base
         store.state, store._raw, store._writing = self.state, self._raw, False
         return self.state
@@ -157,17 +158,18 @@ class Store(Tables):
         path: Path,
         environment: Any,
         tables: dict[str, Any],
-        state: bytes,
-        base: bytes | None,
+        state: State,
+        raw: bytes,
+        base: Base,
         *,
         map_bytes: int,
     ) -> None:
         super().__init__(path, environment, tables)
         self._map_bytes = map_bytes
         self._page_bytes: int = environment.stat()["psize"]
-        self.state = decode_state(state)
-        self.base = Base() if base is None else decode_base(base)
-        self._raw = state  # the bytes of `state`: comparing them is cheaper than decoding in each transaction
+        self.state, self.base = state, base
+        self._ends: tuple[EpochEnd, ...] | None = None  # the state's as they were written last; None: not by us
+        self._raw = raw  # the bytes of `state`: comparing them is cheaper than decoding in each transaction
         self._writing = False  # a `Prepared` is under way
         self._failed = False
 
@@ -203,10 +205,10 @@ class Store(Tables):
     @classmethod
     def complete(cls, path: Path, state: State, base: Base, *, map_bytes: int = limits.MAP_BYTES) -> None:
         """Makes an environment complete; durable but for the name of its folder."""
-        base.check()
         state.check()
         with _making(path, map_bytes) as (txn, tables):
-            txn.put(_BASE_KEY, encode_base(base), db=tables["meta"])
+            for key, data in (*meta_rows(base), *ends_rows(state.ends)):
+                txn.put(key, data, db=tables["meta"])
             txn.put(_STATE_KEY, encode_state(state), db=tables["meta"])
 
     @classmethod
@@ -231,9 +233,10 @@ class Store(Tables):
             with contextlib.suppress(lmdb.NotFoundError):
                 tables[BASE] = env.open_db(BASE.encode(), create=False)
             with env.begin() as txn:
-                raw = txn.get(_STATE_KEY, db=tables["meta"])
-                base = txn.get(_BASE_KEY, db=tables["meta"])
-            return cls(path, env, tables, raw or b"", base, map_bytes=map_bytes)
+                raw = txn.get(_STATE_KEY, db=tables["meta"]) or b""
+                state = decode_state(raw, txn.get(ENDS_KEY, db=tables["meta"]))
+                base = read_base(partial(txn.get, db=tables["meta"]))
+            return cls(path, env, tables, state, raw, base, map_bytes=map_bytes)
         except (lmdb.NotFoundError, lmdb.IncompatibleError, Invalid) as error:
             env.close()
             raise UnknownFormat(f"{path}: {error}") from error
@@ -390,7 +393,9 @@ class Store(Tables):
 
     def _read_state(self, txn: Any) -> State:
         raw = txn.get(_STATE_KEY, db=self._db["meta"])
-        return self.state if raw == self._raw else decode_state(raw)
+        if raw == self._raw:
+            return self.state
+        return decode_state(raw, txn.get(ENDS_KEY, db=self._db["meta"]))
 
     def _begin(
         self,
@@ -414,9 +419,9 @@ class Store(Tables):
             state.check()
             raw = encode_state(state)
             txn.put(_STATE_KEY, raw, db=self._db["meta"])
-            if base is not None:
-                base.check()
-                txn.put(_BASE_KEY, encode_base(base), db=self._db["meta"])
+            ends = [] if state.ends is self._ends else ends_rows(state.ends)
+            for key, data in ends if base is None else [*ends, *meta_rows(base)]:
+                txn.put(key, data, db=self._db["meta"])
         except (lmdb.MapFullError, lmdb.TxnFullError, lmdb.DiskError) as error:
             txn.abort()
             raise DiskFull(f"{self.path}: {error}") from error

@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from fencekv.clock import Clock
-from fencekv.kube import Kube
 from fencekv_shard.executor import Executor
 from fencekv_shard.links import Links
 from fencekv_shard.memory import PodMemory
 from fencekv_shard.meters import Meters
 from fencekv_shard.owned import Rota
 from fencekv_shard.session import SessionKeeper
+from fencekv_shard.turns import LeaseKube
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
     """Given to each partition."""
 
-    kube: Kube
+    kube: LeaseKube
     namespace: str
     clock: Clock
     session: SessionKeeper

@@ -6,6 +6,7 @@ Invariants:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,14 @@ class Tables:
         with self._env.begin() as txn:
             found = txn.get(key.encode(), db=self._db["base"])
             return None if found is None else unpack_row(found)
+
+    def base_rows(self, keys: Iterable[bytes]) -> list[tuple[bytes, bytes]]:
+        """The packed rows that the base holds of some keys."""
+        if "base" not in self._db:
+            return []
+        with self._env.begin() as txn:
+            found = [(key, txn.get(key, db=self._db["base"])) for key in keys]
+            return [(key, row) for key, row in found if row is not None]
 
     def base_page(self, after: bytes, *, count_max: int, bytes_max: int) -> list[tuple[bytes, bytes]]:
         """Keys and packed rows of the base behind the key `after`: one at least, if there is any."""

@@ -7,7 +7,7 @@ Invariants:
   * The epoch is promised durably before the first answer under it.
   * Nothing is confirmed before it is fsynced; entries are taken only if hashes and numbers follow.
   * A seed takes the replica's place only when all of it is durable and has the owner's hash; nothing is confirmed
-    for it before.
+    for it before. One that is given up is removed at once: it may be as large as the replica.
   * A divergent tail is set aside before it is cut off; a replica that diverged below what it has applied is set
     aside whole.
 """
@@ -24,7 +24,7 @@ from typing import Any, Final, Protocol
 from fencekv.errors import Invalid
 from fencekv.leases import Session
 from fencekv_shard import greeting, limits
-from fencekv_shard.base import decode_base
+from fencekv_shard.base import Standing, decode_base
 from fencekv_shard.feed import Pings, Spawn, fields
 from fencekv_shard.folder import Seed
 from fencekv_shard.journal import Checkpoint
@@ -161,6 +161,8 @@ class Link:
                 finally:
                     self._channel = self._pings = None
                     channel.close()
+                    for stream in self._wanted.values():
+                        stream.disconnected()
             except ChannelClosed as error:
                 logger.debug("%s: %s", self.address, error)
             await asyncio.sleep(backoff)
@@ -220,6 +222,12 @@ class _Stream:
         self._room.set()
         if self._subscribing is not None:
             self._subscribing.cancel()
+        self.disconnected()
+
+    def disconnected(self) -> None:
+        """Nothing more of what was being received will come."""
+        if self._seed is not None:
+            self._link.spawn(self._drop_seed())
 
     async def put(self, message: Message) -> None:
         """Queues a message; waits while too many are queued, so that the sender feels it."""
@@ -257,6 +265,7 @@ class _Stream:
             self._again()
         except (Invalid, DiskFull, Unreadable) as error:
             logger.warning("%s: %s", self._uid, error)
+            await self._drop_seed()
             self._again()
         except CommitFailed as error:
             self._following.fatal(error)
@@ -268,7 +277,10 @@ class _Stream:
     async def _take(self, message: Message) -> None:
         kind, replica = message[0], self._following.replica
         if kind == "_subscribe":
-            last, self._seed = replica.last, None
+            await self._drop_seed()
+            if self._stopped:
+                return
+            last = replica.last
             self._number = self._link.next_number()
             await self._link.send(
                 [
@@ -282,6 +294,8 @@ class _Stream:
                     replica.chain,
                 ]
             )
+            if replica.standing is Standing.DIFFERS:
+                await self._link.send(["refuse", self._uid, replica.known_epoch, greeting.BASE_DIFFERS])
         elif kind == "append":
             _, epoch, number, commit, chain, entries = fields(message, str, int, int, int, bytes, list)
             if number == self._number:
@@ -317,6 +331,8 @@ class _Stream:
                 raise Invalid("seed: not a base of that owner", field="base")
             logger.info("%s: a seed from seq %d begins", self._uid, base.seq)
             self._seed, self._pages = await replica.begin_seed(base), 0
+            if self._stopped:
+                await self._drop_seed()
         elif kind == "rows":
             _, epoch, number, rows = fields(message, str, int, int, list)
             if number == self._number and self._seed is not None:
@@ -326,11 +342,18 @@ class _Stream:
         else:
             _, epoch, number, at, keys, digest = fields(message, str, int, int, int, int, bytes)
             if number == self._number and self._seed is not None:
+                self._seed.check(Checkpoint(at=at, keys=keys, digest=digest))
                 seed, self._seed = self._seed, None
-                seed.check(Checkpoint(at=at, keys=keys, digest=digest))
                 await self._following.reseed(epoch, seed)
                 self._backoff = BACKOFF_SECONDS_MIN
                 self.subscribe_soon(0.0)
+
+    async def _drop_seed(self) -> None:
+        """Gives up the seed that is being received, if one is."""
+        seed, self._seed = self._seed, None
+        if seed is not None:
+            with contextlib.suppress(Closed):
+                await self._following.replica.drop_seed(seed)
 
     async def _append(self, epoch: int, commit: int, chain: bytes, entries: list[bytes]) -> None:
         replica = self._following.replica

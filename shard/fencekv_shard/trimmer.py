@@ -1,13 +1,16 @@
 """When a partition's journal is folded into the base, and trimmed by the table's history window.
 
 The owner folds what is older than the window, journals a checkpoint, and trims behind it. Every replica does the
-same once it has applied the checkpoint, and compares its own hash first.
+same once it has applied the checkpoint, and compares its own hash first. Whoever hashes its base also compares it
+with its own record of what it wrote: the owner before it says anything of it.
 
 Invariants:
   * Nothing is trimmed that is no older than the window, nor a result that a repeated request may still ask for,
     nor what a counted standby lacks; and nothing before a committed checkpoint says what the base must be.
   * All of it goes step by step, each a small transaction, with pauses in which rounds go first. A crash between
     steps loses none: the next look goes on where the last step left it.
+  * Behind a checkpoint that says something else than the base here, nothing is trimmed; of a damaged base nothing
+    is folded or said.
   * An idle partition has no timer, and journals no checkpoint of checkpoints.
 """
 
@@ -21,7 +24,7 @@ from typing import Any
 from fencekv.clock import Clock
 from fencekv.errors import FenceKVError
 from fencekv_shard import limits
-from fencekv_shard.base import Digest, Noted
+from fencekv_shard.base import Digest, Noted, Standing
 from fencekv_shard.engine import Engine
 from fencekv_shard.journal import Checkpoint, Entry
 from fencekv_shard.replica import Replica
@@ -38,7 +41,8 @@ class Trimmer:
         replica: gives the replica of the moment.
         engine: gives the engine while this shard is the owner.
         window_seconds: how long the history is kept; 0: for ever.
-        on_contradiction: the base is not what the journal says it must be.
+        on_standing: the replica's `standing` is a new one, or a check that was asked for found the base sound.
+            Called again and again while the base is damaged.
     """
 
     def __init__(
@@ -51,26 +55,37 @@ class Trimmer:
         clock: Clock,
         spawn: Callable[[Coroutine[Any, Any, None]], object],
         on_fatal: Callable[[BaseException], None],
-        on_contradiction: Callable[[], Awaitable[None]],
+        on_standing: Callable[[], Awaitable[None]],
     ) -> None:
         self._name, self._replica, self._engine = name, replica, engine
         self._window_seconds, self._clock = window_seconds, clock
-        self._spawn, self._on_fatal, self._on_contradiction = spawn, on_fatal, on_contradiction
+        self._spawn, self._on_fatal, self._on_standing = spawn, on_fatal, on_standing
         self._timer: asyncio.TimerHandle | None = None
         self._working = False
         self._stopped = False
         self._known: Replica | None = None  # whose checkpoint `_compared` is; None: none yet
         self._compared: Noted | None = None  # the checkpoint that the base was compared with; None: none
-        self._journaled: tuple[Engine, int] | None = None  # the last checkpoint of ours, and whose; None: none
+        self._differs: Noted | None = None  # the checkpoint that says something else; None: the last one does not
+        self._journaled: tuple[Engine, Checkpoint] | None = None  # the last one of ours, and whose; None: none
+        self._asked = False  # the base is to be compared with what was written
 
     def progressed(self) -> None:
         """Something was committed or applied, or this shard became the owner."""
         if self._working or self._stopped:
             return
-        if self._is_noted(self._replica()):
+        replica = self._replica()
+        if replica.standing is Standing.DAMAGED:
+            if self._timer is None:
+                self._begin()
+        elif self._asked or self._is_noted(replica):
             self._begin()
         elif self._timer is None:
             self._look()
+
+    def check(self) -> None:
+        """Somebody has another base: has this one compared with what was written here."""
+        self._asked = True
+        self.progressed()
 
     def changed(self) -> None:
         """The window is another one."""
@@ -93,7 +108,8 @@ class Trimmer:
         if self._known is not replica:
             # Of what was trimmed already, the base was compared before.
             self._known, self._compared = replica, None if replica.base.to_trim else noted
-        if noted is None:
+            self._differs = None
+        if noted is None or (noted == self._differs and self._engine() is None):
             return False
         return replica.base.to_trim or (noted != self._compared and noted.checkpoint.at >= replica.base.seq)
 
@@ -133,7 +149,13 @@ class Trimmer:
         """Whether the base is ahead of what the last checkpoint says."""
         base = replica.base
         noted_at = base.noted.checkpoint.at if base.noted is not None else -1
-        return base.seq > noted_at and self._journaled != (engine, base.seq)
+        said = self._said(engine)
+        return base.seq > noted_at and (said is None or said.at != base.seq)
+
+    def _said(self, engine: Engine | None) -> Checkpoint | None:
+        """The last checkpoint that was journaled here by `engine`; None: none."""
+        journaled = self._journaled
+        return journaled[1] if journaled is not None and journaled[0] is engine else None
 
     # -- what ---------------------------------------------------------------------------------------------------
 
@@ -146,9 +168,14 @@ class Trimmer:
 
     async def _work(self) -> None:
         done = False
+        replica, engine = self._replica(), self._engine()
         try:
-            replica, engine = self._replica(), self._engine()
-            if self._is_noted(replica):
+            if replica.standing is Standing.DAMAGED:
+                await self._judged()
+            elif self._asked:
+                await self._check(replica)
+                done = True
+            elif self._is_noted(replica):
                 done = await self._follow_checkpoint(replica)
             elif engine is not None:
                 done = await self._make_checkpoint(replica, engine)
@@ -158,7 +185,8 @@ class Trimmer:
             self._on_fatal(error)
         except Corrupt as error:
             logger.error("%s: %s", self._name, error)
-            await self._contradicted()
+            replica.standing, self._asked = Standing.DAMAGED, False
+            await self._judged()
         finally:
             self._working = False
         if self._stopped:
@@ -168,9 +196,9 @@ class Trimmer:
         elif self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(limits.FOLD_AGAIN_SECONDS, self._try_again)
 
-    async def _contradicted(self) -> None:
+    async def _judged(self) -> None:
         try:
-            await self._on_contradiction()
+            await self._on_standing()
         except (DiskFull, Unreadable, Closed) as error:  # the replica is still there; it is looked at again
             logger.warning("%s: not made anew: %s", self._name, error)
         except CommitFailed as error:
@@ -179,6 +207,12 @@ class Trimmer:
     def _try_again(self) -> None:
         self._timer = None
         self.progressed()
+
+    async def _check(self, replica: Replica) -> None:
+        """Compares the base with what was written."""
+        await self._hash(replica)
+        self._asked = False
+        await self._judged()
 
     async def _make_checkpoint(self, replica: Replica, engine: Engine) -> bool:
         """The owner's part: folds what is old enough, and journals what the base is then."""
@@ -191,11 +225,16 @@ class Trimmer:
         if not self._wants_checkpoint(replica, engine) and not await self._fold(replica, _held(engine), old):
             return False
         await self._fold(replica, _held(engine), old)
-        checkpoint = await self._hash(replica)
-        await engine.journal_checkpoint(checkpoint)
-        self._journaled = (engine, checkpoint.at)
-        logger.info("%s: checkpoint at seq %d with %d keys", self._name, checkpoint.at, checkpoint.keys)
+        await self._say(replica, engine, await self._hash(replica))
         return True
+
+    async def _say(self, replica: Replica, engine: Engine, found: Digest) -> None:
+        """Journals what the base here is."""
+        checkpoint = found.checkpoint(replica.base.seq)
+        await engine.journal_checkpoint(checkpoint)
+        self._journaled = (engine, checkpoint)
+        replica.vouched(found.total)
+        logger.info("%s: checkpoint at seq %d with %d keys", self._name, checkpoint.at, checkpoint.keys)
 
     async def _follow_checkpoint(self, replica: Replica) -> bool:
         """Every replica's part: has the base at the checkpoint, as it says, and trims what lies below."""
@@ -206,14 +245,37 @@ class Trimmer:
         if replica.base.seq < at:
             return False  # it is being sent
         if replica.base.seq == at and noted != self._compared:
-            own = self._journaled is not None and self._journaled == (engine, at)
-            if not own and await self._hash(replica) != noted.checkpoint:
-                raise Corrupt(f"the base at seq {at} is not what the checkpoint of seq {noted.seq} says")
+            said = self._said(engine)
+            if said is not None and said.at == at and said != noted.checkpoint:
+                return False  # what an earlier owner said; ours is on its way
+            if said != noted.checkpoint:
+                found = await self._hash(replica)
+                if found.checkpoint(at) != noted.checkpoint:
+                    await self._differ(replica, noted, found)
+                    return True
+                replica.vouched(found.total)
+                if replica.standing is not Standing.SOUND:
+                    replica.standing = Standing.SOUND
+                    await self._judged()
         self._compared = noted
         if engine is not None and _held(engine) < at:
             return False
         await self._trim(replica, at)
         return True
+
+    async def _differ(self, replica: Replica, noted: Noted, found: Digest) -> None:
+        """The base is what was written here, and not what the checkpoint says that an owner had."""
+        engine = self._engine()
+        if engine is not None:
+            text = "%s: an earlier owner had another base at seq %d than this one: this one counts now"
+            logger.error(text, self._name, noted.checkpoint.at)
+            replica.standing = Standing.SOUND
+            await self._say(replica, engine, found)
+            return
+        text = "%s: the base at seq %d is what was written here, and not what the owner says: it is kept"
+        logger.error(text, self._name, noted.checkpoint.at)
+        replica.standing, self._differs = Standing.DIFFERS, noted
+        await self._judged()
 
     async def _fold(self, replica: Replica, limit: int, old: Callable[[Entry], bool]) -> bool:
         """Folds as far as it goes; whether anything was folded."""
@@ -230,15 +292,21 @@ class Trimmer:
             more = await replica.trim_step(at)
             await asyncio.sleep(limits.FOLD_PAUSE_SECONDS)
 
-    async def _hash(self, replica: Replica) -> Checkpoint:
-        """What the base is, page by page; nobody else folds it meanwhile."""
+    async def _hash(self, replica: Replica) -> Digest:
+        """What the base is, page by page; nobody else folds it meanwhile.
+
+        Raises:
+            Corrupt: it is not what was written here.
+        """
         digest, after, at = Digest(), b"", replica.base.seq
         while rows := replica.base_page(after):
             digest.add(rows)
             after = rows[-1][0]
             await asyncio.sleep(limits.FOLD_PAUSE_SECONDS)
         assert replica.base.seq == at, (replica.base, at)
-        return digest.checkpoint(at)
+        if replica.base.total not in {None, digest.total}:
+            raise Corrupt(f"the base at seq {at} is not what was written")
+        return digest
 
 
 def _kept_seconds(entry: Entry, window: float) -> float:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from fencekv.errors import Lost
 from fencekv_shard import journal, limits
 from fencekv_shard.api import Change
-from fencekv_shard.base import Base
+from fencekv_shard.base import Base, Standing
 from fencekv_shard.journal import Entry, InSync
 from fencekv_shard.overlay import Overlay
 from fencekv_shard.reader import Reader
@@ -42,6 +43,7 @@ class View:
         self._reader = Reader(store, self._overlay)
         self._adopt(store.base)
         self._closed = False
+        self.standing = Standing.SOUND  # of the base
 
     def _adopt(self, base: Base) -> None:
         """This is what the disk holds now."""
@@ -143,6 +145,11 @@ class View:
         """The first entry that the journal still holds; last.seq + 1: none."""
         return self._first_seq
 
+    def vouched(self, total: bytes) -> None:
+        """The base is as it should be, and adds up to this; which is written with its next change."""
+        if self._base.total is None:
+            self._base = replace(self._base, total=total)
+
     def base_page(
         self, after: bytes, *, count_max: int = limits.BASE_PAGE_KEYS, bytes_max: int = limits.BASE_PAGE_BYTES
     ) -> list[tuple[bytes, bytes]]:
@@ -171,6 +178,7 @@ class View:
             "commitSeq": self.commit_seq,
             "firstSeq": self.first_seq,
             "baseSeq": self.base.seq,
+            "base": self.standing.value,
             "overlayEntries": self.overlay_entries,
             "overlayBytes": self.overlay_bytes,
             "setVersion": self.set_version,

@@ -271,6 +271,13 @@ STATES: list[tuple[State, Change, bool, str]] = [
         True,
         "1 MiB left",
     ),
+    (State.BASE_DAMAGED, around(reports={"s-0": report("s-0", base="damaged")}), True, "may be wrong"),
+    (
+        State.BASE_DIFFERS,
+        around(reports={"s-0": report("s-0"), "s-1": report("s-1", base="differs")}),
+        True,
+        "promote orders-0 --to s-1",
+    ),
 ]
 
 
@@ -292,6 +299,7 @@ NOTES: list[tuple[State, Change, str]] = [
         "every write",
     ),
     (State.WILL_BE_HELD, annotated(leases.HOLD_FAILOVER, "storage moves"), "storage moves"),
+    (State.BASE_DAMAGED, around(reports={"s-1": report("s-1", base="damaged")}), "base of s-1"),
     (State.ACCEPTANCE_SPENT, annotated(leases.ACCEPT_LOSS, "3"), "epoch 3; that is spent, the epoch is 4"),
     (State.PAUSED, around(table={"metadata": {"name": "orders"}, "spec": {"paused": True}}), "KVTable orders"),
     (State.PAUSED, around(namespace={"metadata": {"name": "s"}, "spec": {"paused": True}}), "KVNamespace s"),

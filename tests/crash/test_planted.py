@@ -20,6 +20,7 @@ WORDS = {
     "without fsync of folders": "cannot be opened",
     "trimmed before the checkpoint": "the last checkpoint that is there speaks of",
     "base in a transaction of its own": "was not noted",
+    "ends in a transaction of their own": "the state does not follow from the journal",
     "moved aside before the seed is complete": "were durable",
 }
 
@@ -29,6 +30,7 @@ KINDS = {
     "without fsync of files": ("standby",),
     "trimmed before the checkpoint": ("trimming",),
     "base in a transaction of its own": ("trimming",),
+    "ends in a transaction of their own": ("standby",),
     "moved aside before the seed is complete": ("seeded",),
 }
 

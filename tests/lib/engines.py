@@ -14,6 +14,7 @@ from fencekv.partitioning import parse_partitioning
 from fencekv_shard.api import Committed, Durability, Options
 from fencekv_shard.engine import Engine
 from fencekv_shard.executor import Executor
+from fencekv_shard.meters import Meters
 from fencekv_shard.replica import Replica
 from fencekv_shard.spec import PartitionSpec
 from fencekv_shard.transaction import Put, Transaction
@@ -62,6 +63,7 @@ class Bench:
     deposed: list[int] = field(default_factory=list)
     fatal: list[BaseException] = field(default_factory=list)
     growths: list[int] = field(default_factory=list)
+    meters: Meters = field(default_factory=Meters)
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -118,6 +120,7 @@ async def bench(
     deposed: list[int] = []
     fatal: list[BaseException] = []
     growths: list[int] = []
+    meters = Meters()
     engine = Engine(
         replica=replica,
         epoch=epoch,
@@ -128,5 +131,6 @@ async def bench(
         on_growth=lambda: growths.append(replica.commit_seq),
         on_deposed=lambda: deposed.append(epoch),
         on_fatal=fatal.append,
+        meters=meters,
     )
-    return Bench(replica, clock, session, engine, deposed, fatal, growths)
+    return Bench(replica, clock, session, engine, deposed, fatal, growths, meters)

@@ -16,6 +16,7 @@ from fencekv.errors import FenceKVError, Invalid, NotOwner
 from fencekv.partitioning import HashPartitioning, Partitioning
 from fencekv.token import Token, Version
 from fencekv_shard import api
+from fencekv_shard.faults import Cuts
 from fencekv_shard.server import Running, start_server
 from fencekv_shard.transaction import Put, Record, Transaction, evaluate
 
@@ -247,12 +248,13 @@ class FakeNode:
 
 
 @contextlib.asynccontextmanager
-async def serving(*nodes: FakeNode) -> AsyncIterator[list[Running]]:
-    """Real HTTP listeners for the nodes, on free ports of 127.0.0.1."""
+async def serving(*nodes: FakeNode, cuts: Cuts | None = None) -> AsyncIterator[list[Running]]:
+    """Real listeners for the nodes, on free ports of 127.0.0.1. `cuts`: in the first one's connections."""
     running: list[Running] = []
     try:
         for node in nodes:
-            running.append(await start_server(node, host="127.0.0.1", port=0))  # noqa: PERF401 (closed one by one)
+            cut = cuts if not running else None
+            running.append(await start_server(node, host="127.0.0.1", port=0, cuts=cut))
         yield running
     finally:
         for one in running:

@@ -53,13 +53,21 @@ class Owning:
 
     def __init__(self, own: Bench) -> None:
         self.engine, self.feeds = own.engine, list[Wakeable]()
+        self.doubters: list[str] = []
+        self.ended: asyncio.Queue[str] = asyncio.Queue()  # whose sessions are over
 
     def attach(self, member: str, feed: Wakeable) -> None:
         self.feeds.append(feed)
 
-    def detach(self, member: str, feed: Wakeable, *, session_over: bool = False) -> None:
+    def detach(self, member: str, feed: Wakeable) -> None:
         feed.ended = True
         feed.wake.set()
+
+    def doubted(self, member: str) -> None:
+        self.doubters.append(member)
+
+    def session_ended(self, member: str) -> None:
+        self.ended.put_nowait(member)
 
 
 class OwnerSide:
@@ -67,6 +75,8 @@ class OwnerSide:
 
     def __init__(self, own: Bench) -> None:
         self.owning = Owning(own)
+        self.asked = 0  # how often whether a session is over
+        self.over_at = 0  # the question whose answer is yes; 0: none's
         self._tasks: list[asyncio.Task[None]] = []
         self._feeds = Feeds(
             kvns="sample",
@@ -81,7 +91,8 @@ class OwnerSide:
         return self._tasks[-1]
 
     async def _over(self, _: Session) -> bool:
-        return False
+        self.asked += 1
+        return self.asked == self.over_at
 
     def dialled(self) -> Standby:
         """A connection to it."""
@@ -117,3 +128,7 @@ class Standby:
     async def next(self) -> Message | None:
         """What comes next; None: the connection ended."""
         return await self._near.receive_or_none()
+
+    def hangs_up(self) -> None:
+        """Ends the connection, as the death of a process does."""
+        self._near.close()

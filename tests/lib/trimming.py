@@ -3,15 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import pytest
 from storage import Model, histories, pages
 
 from fencekv.errors import Lost
+from fencekv_shard import limits
 from fencekv_shard.api import Change
 from fencekv_shard.base import Digest, Fold
 from fencekv_shard.journal import Checkpoint, Entry, checkpoint_entry
 from fencekv_shard.replica import Replica
+
+
+def quick_trimming(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small steps and pages, and no long waiting."""
+    monkeypatch.setattr(limits, "TRIM_SECONDS_MIN", 0.1)
+    monkeypatch.setattr(limits, "FOLD_AGAIN_SECONDS", 0.1)
+    monkeypatch.setattr(limits, "FOLD_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(limits, "FOLD_ENTRIES", 7)
+    monkeypatch.setattr(limits, "BASE_PAGE_KEYS", 3)
+    monkeypatch.setattr(limits, "APPLY_IDLE_SECONDS", 0.05)
+    # The pages' sizes are defaults of an argument: bound when the module was read.
+    monkeypatch.setitem(cast("Any", Replica.base_page).__kwdefaults__, "count_max", 3)
+
+
+async def damage_base(replica: Replica) -> bytes:
+    """Writes another value into the first row of the base, as a disk or a bug would. Gives its key."""
+    store = replica._store
+    [(key, row)] = store.base_page(b"", count_max=1, bytes_max=1)
+
+    async def step() -> None:
+        with store._env.begin(write=True) as txn:
+            txn.put(key, row + b"!", db=store._db["base"])
+
+    await replica._exclusively(step)
+    return key
 
 
 def always(entry: Entry) -> bool:

@@ -48,6 +48,12 @@ def test_a_report_as_documented() -> None:
     assert not replica.empty
 
 
+@pytest.mark.parametrize(("base", "damaged"), [("sound", False), ("differs", False), ("damaged", True)])
+def test_what_a_report_says_of_a_base(base: str, damaged: bool) -> None:
+    told = {**REPORT, "replicas": [{**REPLICA, "base": base}]}
+    assert Report.parse(told).replicas["u"].damaged is damaged
+
+
 def test_what_a_shard_of_a_later_version_says_besides_is_passed_over() -> None:
     later = {**REPORT, "zone": "a", "replicas": [{**REPLICA, "lease": {"kind": "new"}, "baseSeq": 7}]}
     assert Report.parse(later) == Report.parse(REPORT)

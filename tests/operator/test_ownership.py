@@ -184,6 +184,18 @@ class TestTheOwnerIsOver:
         longer = answer(B, doubtful=True, last_seq=101)
         assert granted(decide(view(longer, answer(C), **DEAD))).session == session(B)
 
+    @pytest.mark.parametrize("over", [DEAD, {"lease": lease(released="4.100")}])
+    def test_among_equals_a_damaged_base_comes_last_but_one_that_is_longer_goes_first(
+        self, over: dict[str, Any]
+    ) -> None:
+        """A longer journal may hold what `standard` acknowledged; rows can be worked out again, entries cannot."""
+        damaged = answer(B, damaged=True)
+        sound = answer(C, doubtful=True)
+        assert granted(decide(view(damaged, sound, **over))).session == session(C)
+        longer = answer(B, damaged=True, last_seq=101)
+        assert granted(decide(view(longer, sound, **over))).session == session(B)
+        assert granted(decide(view(damaged, **over))).session == session(B)
+
     def test_a_longer_replica_outside_the_set_does_not_succeed(self) -> None:
         """The acknowledgements of this set did not wait for it."""
         seen = lease(in_sync=(member(A), member(C)))

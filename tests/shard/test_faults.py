@@ -6,11 +6,14 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
+from fake_node import FakeNode, serving
+from frame_asker import connected
 from memory_kube import MemoryKube
+from scripted_shard import Answer, ScriptedShard
 from trio import free_ports
 
 from fencekv import leases
@@ -18,6 +21,7 @@ from fencekv.errors import Invalid
 from fencekv.faults import EXPIRES_SECONDS_MAX, FAULT, Fault, Order
 from fencekv.kube import LEASES, Unclear
 from fencekv.leases import Session
+from fencekv.transport import make_session, send
 from fencekv_shard.faults import CutKube, Cuts, CutTransport
 from fencekv_shard.helper import Helper
 from fencekv_shard.peer import Channel, ChannelClosed, TcpTransport
@@ -268,3 +272,78 @@ async def test_a_channel_that_is_closed_while_it_is_cut_ends_at_once(pair: Pair)
         with pytest.raises(ChannelClosed):
             await receiving
     cuts.order(Fault.CUT_FROM_PEERS, 0)
+
+
+# -- what is forwarded to other shards
+
+Ask = Callable[[str], Awaitable[str]]  # "put" or "get"; gives "ok", or the error's name
+
+
+@pytest.fixture(params=["frames", "http"])
+async def forwarding(request: pytest.FixtureRequest) -> AsyncIterator[tuple[Ask, ScriptedShard, Cuts]]:
+    """Asks a shard that forwards everything to the scripted owner; its connections can be cut."""
+    node, cuts = FakeNode(pod="sample-0"), Cuts()
+    node.add_table("orders", owned=False)
+    shards = serving(node, cuts=cuts)
+    async with shards as [one], ScriptedShard().running() as owner, make_session() as session:
+        node.point("orders", 0, owner="sample-1", http=owner.address)
+
+        async def over_http(what: str) -> str:
+            url, method = f"http://127.0.0.1:{one.port}/v1/sample/orders/keys/k", what.upper()
+            reply = await send(session, method=method, url=url, headers={}, timeout=10)
+            return "ok" if reply.status == 200 else str(json.loads(reply.body)["title"])
+
+        async def over_frames(what: str) -> str:
+            async with connected(one.port) as ask:
+                answer = await (ask.put("k") if what == "put" else ask.get("k"))
+            return str(getattr(answer, "name", "ok"))
+
+        try:
+            yield (over_frames if request.param == "frames" else over_http), owner, cuts
+        finally:
+            cuts.order(Fault.CUT_FROM_PEERS, 0)
+
+
+Forwarding = tuple[Ask, ScriptedShard, Cuts]
+
+
+async def test_while_peers_are_cut_off_nothing_is_forwarded_and_then_it_is(forwarding: Forwarding) -> None:
+    ask, owner, cuts = forwarding
+    assert await ask("put") == "ok"  # the connection to the owner is there
+    cuts.order(Fault.CUT_FROM_PEERS, 60)
+    assert await asyncio.gather(ask("put"), ask("get")) == ["Unavailable", "Unavailable"]
+    assert len(owner.seen) == 1
+    cuts.order(Fault.CUT_FROM_PEERS, 0)
+    assert await ask("put") == "ok"
+
+
+async def test_an_owners_answer_that_is_under_way_when_peers_are_cut_off_comes_afterwards(
+    forwarding: Forwarding,
+) -> None:
+    ask, owner, cuts = forwarding
+    owner.script = [Answer(delay=0.05)]
+    answer = asyncio.ensure_future(ask("put"))
+    async with asyncio.timeout(5):
+        while not owner.seen:
+            await asyncio.sleep(0.001)
+    cuts.order(Fault.CUT_FROM_PEERS, 60)
+    done, _ = await asyncio.wait([answer], timeout=0.2)
+    assert not done
+    cuts.order(Fault.CUT_FROM_PEERS, 0)
+    assert await answer == "ok"
+
+
+async def test_an_owners_answer_that_does_not_come_in_time_leaves_a_write_unknown(
+    forwarding: Forwarding, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ask, owner, cuts = forwarding
+    for module in ("forward", "frame_forward"):
+        monkeypatch.setattr(f"fencekv_shard.{module}.RELAY_SECONDS", 0.3)
+    owner.script = [Answer(delay=0.05), Answer(delay=0.05)]
+    answers = [asyncio.ensure_future(ask(what)) for what in ("put", "get")]
+    async with asyncio.timeout(5):
+        while len(owner.seen) < 2:
+            await asyncio.sleep(0.001)
+    cuts.order(Fault.CUT_FROM_PEERS, 60)
+    assert await asyncio.gather(*answers) == ["Unknown", "Unavailable"]
+    assert "not foreseen" not in caplog.text

@@ -76,3 +76,9 @@ def test_a_token_above_its_epochs_end_is_lost_though_its_number_is_used_again(to
     with pytest.raises(Lost) as lost:
         judge(token, at=AT, ends=ENDS)
     assert lost.value.extra["end"] == end
+
+
+def test_a_token_of_an_epoch_whose_end_is_forgotten_is_lost_and_says_so() -> None:
+    with pytest.raises(Lost, match="not known") as lost:
+        judge(Token(2, 1), at=AT, ends=ENDS[1:])
+    assert lost.value.extra["end"] == "0.0"

@@ -238,9 +238,24 @@ async def test_a_silent_standby_is_asked_out_and_counts_until_that_is_confirmed(
     assert w.bench.engine.counted == {B}
 
 
+async def test_a_standby_with_another_base_is_asked_out_once_the_owners_is_found_sound(tmp_path: Path) -> None:
+    w = await world(tmp_path, B, C)
+    w.owned.doubted(C)
+    await w.ticks(20, B, C)
+    assert C in w.membership.members, "it may be the one that is right"
+    assert w.owned.doubter() == C.partition("/")[0]
+    w.owned.sound()
+    await settle(lambda: w.tick(B, C) or w.membership.members == (w.bench.engine.member, B))
+    await w.ticks(20, B, C)
+    assert w.membership.members == (w.bench.engine.member, B), "it does not join again"
+    w.owned.attach(C, Wakeable(Voice()))  # its base was found to be the same
+    await settle(lambda: w.tick(B, C) or C in w.membership.members)
+
+
 async def test_a_standby_whose_session_is_over_is_asked_out_at_once(tmp_path: Path) -> None:
     w = await world(tmp_path, B, C)
-    w.owned.detach(C, w.feeds[C], session_over=True)
+    w.owned.detach(C, w.feeds[C])
+    w.owned.session_ended(C)
     await settle(lambda: w.membership.members == (w.bench.engine.member, B))
 
 
@@ -489,7 +504,8 @@ async def test_a_deposed_owner_is_not_looked_at_any_more(tmp_path: Path) -> None
     await rested(w, B)
     w.owned.stop(NotOwner("another session owns it"))
     w.owned.rouse()
-    w.owned.detach(B, w.feeds[B], session_over=True)
+    w.owned.detach(B, w.feeds[B])
+    w.owned.session_ended(B)
     assert w.rota.due == 0
 
 

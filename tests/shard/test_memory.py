@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping
@@ -24,6 +25,7 @@ from fencekv import leases
 from fencekv.kube import CRDS, KV_NAMESPACES, KV_PARTITIONS, LEASES
 from fencekv.leases import Session, SessionLease
 from fencekv_shard.memory import FOLDER_RETRY_SECONDS, PodMemory
+from fencekv_shard.serve import OPEN_FILES_MAX
 
 ROOT = Path(__file__).resolve().parents[2]
 POD = "sample-0"
@@ -236,7 +238,7 @@ def test_a_killed_predecessor_is_followed_at_once(tmp_path: Path) -> None:
     world.run(story)
 
 
-async def test_sigterm_ends_the_wait_of_a_process(tmp_path: Path) -> None:
+async def test_a_process_may_open_many_files_and_sigterm_ends_its_wait(tmp_path: Path) -> None:
     account, data = tmp_path / "account", tmp_path / "data"
     account.mkdir()
     (account / "namespace").write_text(NAMESPACE)
@@ -254,7 +256,8 @@ async def test_sigterm_ends_the_wait_of_a_process(tmp_path: Path) -> None:
         "KUBERNETES_SERVICE_HOST": "127.0.0.1",
         "KUBERNETES_SERVICE_PORT": "1",  # nobody listens there: nor does it ask
     }
-    command = (sys.executable, "-m", "fencekv_shard", "serve")
+    # The soft limit that many container runtimes give.
+    command = ("/bin/sh", "-c", 'ulimit -Sn 1024; exec "$0" -m fencekv_shard serve', sys.executable)
     process = await asyncio.create_subprocess_exec(*command, env=environment, stderr=asyncio.subprocess.PIPE)
     assert process.stderr is not None
     said = b""
@@ -263,6 +266,7 @@ async def test_sigterm_ends_the_wait_of_a_process(tmp_path: Path) -> None:
             while b"is in use by another process" not in said:
                 said = await process.stderr.readline()
                 assert said, "it ended without a wait"
+            soft, hard = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
             process.send_signal(signal.SIGTERM)
             rest = await process.stderr.read()
             status = await process.wait()
@@ -274,3 +278,4 @@ async def test_sigterm_ends_the_wait_of_a_process(tmp_path: Path) -> None:
 
     assert status == 0, rest
     assert b"Traceback" not in rest
+    assert soft == (OPEN_FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES_MAX))

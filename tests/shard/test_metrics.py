@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from engines import B as STANDBY
+from engines import bench, settle, turns
+from engines import put as transaction
 from prometheus_client.parser import text_string_to_metric_families
+from storage import Holding
 from trio import OPTIONS, Trio, free_ports, put, until
 
-from fencekv.errors import NotOwner
+from fencekv.errors import NotOwner, Unknown
 from fencekv.exposition import Histogram, Kind
-from fencekv_shard.api import Options
+from fencekv_shard.api import Durability, Options
 from fencekv_shard.fence import Fence, Role
 from fencekv_shard.meters import Gate, Meters, refusing_gate
 from fencekv_shard.metrics import FAMILIES, Metrics
@@ -161,3 +166,92 @@ async def test_a_standby_counts_the_owners_that_it_refuses_for_its_promise(trio:
 
 async def _submit(owner: Any) -> None:
     await owner.submit(put("a", b"1"), OPTIONS)
+
+
+async def test_what_waits_for_a_round_and_for_standbys_is_shown_at_a_scrape(trio: Trio) -> None:
+    uid = await trio.partition()
+    await trio.grant("sample-0", uid)
+    await trio.in_sync("sample-0", uid, 3)
+    assert counts(trio, "sample-0")["depths"] == {"held": 0, "round": 0, "standbys": 0}
+    owner = await trio.owner("sample-0", uid)
+    owner.owned.engine.count(["sample-9/nobody"])  # counted, and never heard of
+    waiting = [trio.shards["sample-0"].node._spawn(_submit(owner)) for _ in range(3)]
+    await asyncio.sleep(0)
+    assert counts(trio, "sample-0")["depths"]["round"] == 3
+    await until(lambda: counts(trio, "sample-0")["depths"]["standbys"] == 3)
+    assert counts(trio, "sample-0")["depths"]["round"] == 0
+    for task in waiting:
+        task.cancel()
+
+
+# -- counted by an engine, with the clock in the test's hands
+
+
+async def test_a_rounds_time_goes_from_its_first_request_to_its_commit(tmp_path: Path) -> None:
+    disk = Holding()
+    world = await bench(tmp_path, executor=disk)
+    await world.opened(STANDBY)
+    before = world.meters.round_seconds.report()
+    disk.hold()
+    first = world.submit(transaction("a"))
+    await disk.held.wait()
+    world.clock.seconds += 1.0  # while it is fsynced
+    second = world.submit(transaction("b"))  # the next round, which is confirmed together with the first
+    disk.release()
+    await settle(lambda: world.engine.waiting_for_standbys == 2)
+    world.clock.seconds += 0.5  # while both wait for the standby
+    assert world.meters.round_seconds.report() == before
+    world.confirm(STANDBY)
+    await asyncio.gather(first, second)
+    after = world.meters.round_seconds.report()
+    assert after["count"] - before["count"] == 2
+    assert after["sum"] - before["sum"] == pytest.approx(1.5 + 0.5)
+
+
+async def test_a_round_that_waits_for_clients_that_were_just_answered_says_for_how_long(tmp_path: Path) -> None:
+    world = await bench(tmp_path, durability=Durability.STANDARD, replicas=("sample-0",))
+    await world.opened()
+    assert world.meters.gather_seconds.count == 0
+    await asyncio.gather(world.submit(transaction("a")), world.submit(transaction("b")))
+    await world.submit(transaction("c"))  # two were answered: one more might come
+    assert world.meters.gather_seconds.count == 1
+
+
+async def test_refusals_at_the_deadline_are_told_apart_by_what_was_written(tmp_path: Path) -> None:
+    world = await bench(tmp_path)
+    await world.opened(STANDBY)
+    written = [world.submit(transaction("a")), world.submit(transaction("b"))]
+    await turns()
+    world.clock.seconds = world.session.deadline
+    world.confirm(STANDBY)  # of use to nobody any more
+    waiting = [world.submit(transaction("c"))]
+    outcomes = await asyncio.gather(*written, *waiting, return_exceptions=True)
+    assert [type(one) for one in outcomes] == [Unknown, Unknown, NotOwner]
+    assert world.meters.refusals == {Gate.FSYNCED: 2, Gate.DEADLINE: 1}
+
+
+async def test_what_a_passed_deadline_ends_counts_once(tmp_path: Path) -> None:
+    world = await bench(tmp_path)
+    await world.opened(STANDBY)
+    written = world.submit(transaction("a"))
+    await turns()
+    world.clock.seconds = world.session.deadline
+    for _ in range(3):
+        world.engine.expire()
+    with pytest.raises(Unknown):
+        await written
+    assert world.meters.refusals == {Gate.FSYNCED: 1, Gate.DEADLINE: 0}
+
+
+async def test_a_deadline_that_passes_during_the_fsync_refuses_what_was_written(tmp_path: Path) -> None:
+    disk = Holding()
+    world = await bench(tmp_path, executor=disk, durability=Durability.STANDARD, replicas=("sample-0",))
+    await world.opened()
+    disk.hold()
+    answer = world.submit(transaction("k"))
+    await disk.held.wait()
+    world.clock.seconds = world.session.deadline
+    disk.release()
+    with pytest.raises(Unknown):
+        await answer
+    assert world.meters.refusals == {Gate.FSYNCED: 1}

@@ -25,12 +25,21 @@ from fencekv.errors import Invalid
 from fencekv_shard import folder as files
 from fencekv_shard import limits
 from fencekv_shard import store as store_module
-from fencekv_shard.audit import audit
+from fencekv_shard.audit import audit, peaks_at
 from fencekv_shard.base import Base, Fold, folded
 from fencekv_shard.folder import Lock
-from fencekv_shard.journal import Entry, encode_entry
+from fencekv_shard.journal import Entry, encode_entry, record_chain
 from fencekv_shard.rows import batch_of
-from fencekv_shard.state import EpochEnd, Position, State, appended, decode_state, encode_state
+from fencekv_shard.state import (
+    EpochEnd,
+    Position,
+    State,
+    appended,
+    decode_state,
+    encode_state,
+    ends_rows,
+    truncated,
+)
 from fencekv_shard.store import (
     BelowApplied,
     CommitFailed,
@@ -302,6 +311,104 @@ def test_a_damaged_state_is_refused_or_reads_as_another_state(place: int, change
     data[place % len(data)] ^= change
     with contextlib.suppress(Invalid):
         assert decode_state(bytes(data)) != state
+
+
+ENDS = tuple(EpochEnd(epoch, 10 * epoch, 9 * epoch) for epoch in range(1, 31))
+
+
+def _reign(store: Store, epochs: int) -> None:
+    """Owners follow each other, and each writes once."""
+    for _ in range(epochs):
+        epoch, last = store.state.last.epoch + 1, store.state.last
+        store.promise(epoch).commit()
+        for entry in (owner(last.seq + 1, epoch=epoch, previous=last), txn(last.seq + 2, epoch=epoch)):
+            put(store, [entry], promised=epoch)
+
+
+def _meta(store: Store, key: bytes) -> bytes | None:
+    with store._env.begin() as txn_:
+        data: bytes | None = txn_.get(key, db=store._db["meta"])
+        return data
+
+
+def test_a_round_does_not_write_more_the_more_epochs_there_were(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+    right = ends_rows
+
+    def noted(ends: tuple[EpochEnd, ...]) -> list[tuple[bytes, bytes]]:
+        written.extend([len(ends)] * len(right(ends)))
+        return right(ends)
+
+    monkeypatch.setattr(store_module, "ends_rows", noted)
+    _reign(store, limits.ENDS_INLINE_MAX + 1)
+    assert (len(store.state.ends), _meta(store, b"ends"), written) == (limits.ENDS_INLINE_MAX, None, [])
+    _reign(store, 200)
+    assert written == [*range(limits.ENDS_INLINE_MAX + 1, limits.ENDS_INLINE_MAX + 201)]
+    assert len(_meta(store, b"state") or b"") < 500
+    assert [end.epoch for end in store.state.ends] == [*range(1, limits.ENDS_INLINE_MAX + 201)]
+    known, path = store.state, store.path
+    store.close()
+    again = Store.open(path)
+    assert again.state == known
+    again.close()
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_ends_are_known_up_to_a_limit(store: Store, monkeypatch: pytest.MonkeyPatch, fits: bool) -> None:
+    monkeypatch.setattr(limits, "ENDS_MAX", 30 if fits else 25)
+    _reign(store, 31)
+    expected = [*range(1 if fits else 6, 31)]
+    assert [end.epoch for end in store.state.ends] == expected
+    path = store.path
+    store.close()
+    again = Store.open(path)
+    assert [end.epoch for end in again.state.ends] == expected
+    audit(again)
+    seq = again.state.last.seq - 2  # without the last epoch, the end of the one before is open again
+    last, peaks = Position(30, seq, seq), peaks_at(again, seq + 1)
+    chain = record_chain(again.record(seq) or b"")
+    cut = [owner(seq + 1, epoch=31, previous=last), txn(seq + 2, epoch=31)]
+    state = truncated(again.state, last=last, peaks=peaks, chain=chain, cut=cut, in_sync=None)
+    again.cut(seq, state, promised=31).commit()
+    assert [end.epoch for end in again.state.ends] == expected[:-1]
+    audit(again)
+    again.close()
+
+
+@pytest.mark.parametrize(
+    ("inline", "last_epoch", "apart", "expected"),
+    [
+        (ENDS, 31, None, ENDS),  # a version that knew no `meta.ends`
+        (ENDS[14:], 31, ENDS, ENDS),
+        (ENDS[10:], 31, ENDS[:26], ENDS),  # one has written since
+        (ENDS[10:20], 21, ENDS[:26], ENDS[:20]),  # and has cut some off
+        ((), 16, ENDS[:26], ENDS[:15]),
+        ((), 1, None, ()),
+    ],
+)
+def test_ends_of_both_places_make_one_list(
+    inline: tuple[EpochEnd, ...],
+    last_epoch: int,
+    apart: tuple[EpochEnd, ...] | None,
+    expected: tuple[EpochEnd, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    state = State(replica_id="a3f0", promised=40, last=Position(last_epoch, -1, 0), ends=inline)
+    beside = None if apart is None else encode([1, [list(end) for end in apart]])
+    with monkeypatch.context() as earlier:
+        earlier.setattr(limits, "ENDS_INLINE_MAX", 1000)
+        data = encode_state(state)
+    assert decode_state(data, beside).ends == expected
+
+
+@pytest.mark.parametrize(
+    "damaged", [b"", b"\xf6", encode([2, []]), encode([1, [[1, 2]]]), encode([1, [["a", 2, 3]]])]
+)
+def test_damaged_ends_are_refused(damaged: bytes) -> None:
+    with pytest.raises(Invalid, match=r"meta\.ends"):
+        decode_state(encode_state(State(replica_id="a3f0")), damaged)
 
 
 # -- the folder -----------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from engines import turns
 from storage import UID, Holding, ids, open_replica, txn
 from stream_standby import Standby
 
+from fencekv_shard.base import Standing
 from fencekv_shard.journal import ZERO_HASH, chain_hash, encode_entry, leaf_hash
 from fencekv_shard.peer import Message
 from fencekv_shard.replica import Replica
@@ -79,6 +80,17 @@ async def test_an_owner_below_the_promise_is_told_so(standby: Standby) -> None:
     await standby.follower.replica.promise(5)
     assert await standby.hears("truncate", UID, 4, 1, -1) == [["refuse", UID, 5, "stale-epoch"]]
     assert standby.follower.replica.promised == 5
+
+
+async def test_a_base_that_differs_is_said_with_each_subscription(standby: Standby) -> None:
+    standby.follower.replica.standing = Standing.DIFFERS
+    await standby.follower.replica.promise(3)
+    before = len(standby.wire.sent)
+    standby.link.follow(UID, standby.follower)
+    await turns(100)
+    [subscribed, refused] = standby.wire.sent[before:]
+    assert subscribed[0] == "subscribe"
+    assert refused == ["refuse", UID, 3, "base-differs"]
 
 
 async def test_a_commit_beyond_what_is_here_is_not_believed(standby: Standby) -> None:

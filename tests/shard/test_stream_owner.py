@@ -10,10 +10,11 @@ import pytest
 from engines import Bench, bench, put, turns
 from storage import UID
 from stream_owner import OwnerSide, Standby
-from trimming import applied, checkpoint_of, fold, trim
+from trimming import applied, checkpoint_of, damage_base, fold, trim
 
 from fencekv_shard import limits
 from fencekv_shard.api import Durability
+from fencekv_shard.base import Standing
 from fencekv_shard.greeting import PROTOCOL
 from fencekv_shard.journal import ZERO_HASH
 
@@ -83,6 +84,15 @@ async def test_a_standby_that_dials_again_is_heard_on_the_new_connection_alone(s
     assert await other.says("ping", 8) == [["pong", 8]]
 
 
+async def test_a_session_that_is_released_a_moment_after_its_process_ended_is_noticed(side: OwnerSide) -> None:
+    """The supervisor has to see the end of its process first: the owner's first question may come too early."""
+    side.over_at = 3
+    standby = await following(side)
+    standby.hangs_up()
+    assert await asyncio.wait_for(side.owning.ended.get(), 5) == "sample-1/r1"
+    assert side.asked == 3
+
+
 async def test_a_standby_that_takes_no_seed_does_not_hold_trimming_up(
     own: Bench, side: OwnerSide, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,6 +110,39 @@ async def test_a_standby_that_takes_no_seed_does_not_hold_trimming_up(
     await asyncio.wait_for(ended(frozen), 5)
     await turns()
     assert await replica.fold_step(at + 1, old=lambda _entry: True) == 1
+
+
+async def test_a_standby_that_has_another_base_says_so_and_is_fed_on(own: Bench, side: OwnerSide) -> None:
+    last, chain = own.replica.last.seq, own.replica.chain
+    standby = await following(side, last=last, chain=chain)
+    await standby.says("refuse", UID, EPOCH - 1, "base-differs")
+    assert side.owning.doubters == ["sample-1/r1"]
+    await own.submit(put("more"))
+    side.owning.feeds[-1].wake.set()
+    await turns(100)
+    assert [message and message[0] for message in standby.heard()] == ["append"]
+    await standby.says("refuse", UID, EPOCH - 1, "unknown-partition")
+    assert side.owning.feeds[-1].ended
+    assert side.owning.doubters == ["sample-1/r1"]
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+async def test_no_seed_is_completed_from_a_base_that_is_not_what_was_written(
+    own: Bench, side: OwnerSide, is_known: bool
+) -> None:
+    replica, at = own.replica, own.replica.last.seq
+    await applied(replica, at)
+    await fold(replica, at)
+    await own.engine.journal_checkpoint(checkpoint_of([replica.entry(seq) for seq in range(at + 1)], at))
+    await applied(replica, at + 1)
+    await trim(replica)
+    await damage_base(replica)
+    if is_known:
+        replica.standing = Standing.DAMAGED
+    standby = await greeted(side)
+    heard = await standby.says("subscribe", UID, 1, "r1", 0, -1, 0, ZERO_HASH)
+    assert [message and message[0] for message in heard] == ([] if is_known else ["seed", "rows"])
+    assert side.owning.doubters == ([] if is_known else ["sample-1/r1"])
 
 
 async def ended(standby: Standby) -> None:

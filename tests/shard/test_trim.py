@@ -18,10 +18,21 @@ from replica_life import ReplicaLife
 from storage import UID, Inline, Model, ids, open_replica, owner, txn
 from trimming import always, applied, assert_equals_above, checkpoint, checkpoint_of, fold, trim
 
+from fencekv.codec import encode
 from fencekv.errors import Invalid, Lost
 from fencekv_shard import journal, limits, reader
 from fencekv_shard import store as store_module
-from fencekv_shard.base import Base, Digest, Fold, Row, decode_base, encode_base, pack_row, unpack_row
+from fencekv_shard.base import (
+    Base,
+    Digest,
+    Fold,
+    Row,
+    changed_total,
+    decode_base,
+    encode_base,
+    pack_row,
+    unpack_row,
+)
 from fencekv_shard.folder import Seed
 from fencekv_shard.journal import ZERO_HASH, Entry, decode_entry, encode_entry, in_sync_entry
 from fencekv_shard.replica import Replica
@@ -408,6 +419,10 @@ def _a_checkpoint_that_never_was(store: Store) -> None:
     _put_row(store, "meta", b"base", encode_base(replace(store.base, noted=noted)))
 
 
+def _another_total(store: Store) -> None:
+    _put_row(store, "meta", b"base-total", encode([1, store.base.seq, bytes(32)]))
+
+
 def _put_row(store: Store, table: str, key: bytes, value: bytes) -> None:
     with store._env.begin(write=True) as txn_:
         txn_.put(key, value, db=store._db[table])
@@ -422,6 +437,7 @@ def _put_row(store: Store, table: str, key: bytes, value: bytes) -> None:
         _a_version_too_many,
         _a_base_further_on,
         _a_checkpoint_that_never_was,
+        _another_total,
     ],
 )
 @pytest.mark.parametrize("is_trimmed", [True, False])
@@ -470,6 +486,22 @@ def test_the_hash_of_a_base_is_the_one_in_the_book() -> None:
     told = b"".join(len(k).to_bytes(2, "big") + len(r).to_bytes(4, "big") + k + r for k, r in rows)
     expected = hashlib.sha256(b"fencekv.base.v1" + told).digest()
     assert digest.checkpoint(1) == journal.Checkpoint(at=1, keys=2, digest=expected)
+
+
+def test_a_total_is_the_sum_in_the_book_whatever_the_order_of_folds() -> None:
+    """SHA-256 over each row with its lengths, as numbers, added up modulo 2^256."""
+    rows = [(b"a", pack_row(Row(1, 0, 0, b"x"))), (b"b", pack_row(Row(1, 1, 0, b"")))]
+    hashes = [
+        hashlib.sha256(b"fencekv.row.v1" + len(k).to_bytes(2) + len(v).to_bytes(4) + k + v).digest()
+        for k, v in rows
+    ]
+    expected = (sum(map(int.from_bytes, hashes)) % 2**256).to_bytes(32)
+    digest = Digest()
+    digest.add(rows)
+    assert digest.total == expected
+    other = changed_total(bytes(32), came=reversed(rows))
+    assert other == expected
+    assert changed_total(other, went=rows) == bytes(32)
 
 
 def test_a_checkpoint_is_an_entry_like_any_other() -> None:

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from trimming import quick_trimming
 from trio import NAMESPACE, OPTIONS, Trio, free_ports, put, until
 
 from fencekv.errors import Lost
 from fencekv.kube import KV_PARTITIONS
 from fencekv_shard import limits
 from fencekv_shard.api import Consistency, Options, Range
-from fencekv_shard.base import Fold, Row, encode_base, pack_row
-from fencekv_shard.journal import Entry, Kind
+from fencekv_shard.base import encode_base
+from fencekv_shard.journal import Kind
 from fencekv_shard.partition import Partition
 from fencekv_shard.replica import Replica
 from fencekv_shard.transaction import Delete, Transaction
@@ -26,15 +27,7 @@ CACHED = Options(consistency=Consistency.CACHED)
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small steps and pages, and no long waiting."""
-    monkeypatch.setattr(limits, "TRIM_SECONDS_MIN", 0.1)
-    monkeypatch.setattr(limits, "FOLD_AGAIN_SECONDS", 0.1)
-    monkeypatch.setattr(limits, "FOLD_PAUSE_SECONDS", 0.0)
-    monkeypatch.setattr(limits, "FOLD_ENTRIES", 7)
-    monkeypatch.setattr(limits, "BASE_PAGE_KEYS", 3)
-    monkeypatch.setattr(limits, "APPLY_IDLE_SECONDS", 0.05)
-    # The pages' sizes are defaults of an argument: bound when the module was read.
-    monkeypatch.setitem(Replica.base_page.__kwdefaults__, "count_max", 3)
+    quick_trimming(monkeypatch)
 
 
 @pytest.fixture
@@ -220,41 +213,6 @@ async def test_a_seed_that_breaks_off_counts_for_nothing_and_is_sent_again(
     back = held(trio, "sample-2", uid)
     assert await listed(back) == await listed(partition)
     await back.replica.verify()
-
-
-async def test_a_standby_whose_base_is_another_than_the_checkpoint_says_is_made_anew(
-    trio: Trio, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    uid, partition = await owned(trio)
-    wrong = held(trio, "sample-1", uid).replica
-    id_before = wrong.replica_id
-    right = Fold.of
-
-    def lying(entries: list[Entry]) -> Fold:
-        fold = right(entries)
-        if asyncio.current_task() in lies and fold.puts:
-            return Fold(puts=[(fold.puts[0][0], pack_row(Row(1, 1, 0, b"lie"))), *fold.puts[1:]])
-        return fold
-
-    lies: set[Any] = set()
-    stepped = Replica.fold_step
-
-    async def stepping(self: Replica, limit: int, **named: Any) -> int:
-        if self is wrong:
-            lies.add(asyncio.current_task())
-        return await stepped(self, limit, **named)
-
-    monkeypatch.setattr(Fold, "of", lying)
-    monkeypatch.setattr(Replica, "fold_step", stepping)
-    await write(partition, 40, name="key")
-    last = partition.replica.last.seq
-    await until(lambda: held(trio, "sample-1", uid).replica.replica_id != id_before)
-    await until(lambda: trimmed(trio, uid, last))
-    await trio.in_sync("sample-0", uid, 3)
-    back = held(trio, "sample-1", uid)
-    assert await listed(back) == await listed(partition)
-    for pod in PODS:
-        await held(trio, pod, uid).replica.verify()
 
 
 async def test_nothing_is_trimmed_that_a_counted_standby_lacks(

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from engines import turns
+from engines import settle, turns
 from storage import UID, Inline, ids, txn
 from stream_standby import Standby
 from trimming import applied, checkpoint, checkpoint_of, fold
@@ -21,6 +21,7 @@ from fencekv_shard.journal import Entry, encode_entry
 from fencekv_shard.owned import Owned, Voice
 from fencekv_shard.peer import Channel, Message
 from fencekv_shard.replica import Replica
+from fencekv_shard.tail import BACKOFF_SECONDS_MIN
 
 AT = 8  # where the checkpoint stands
 LAST = 14
@@ -155,6 +156,36 @@ async def test_a_seed_whose_hash_is_another_takes_no_ones_place(standby: Standby
     await standby.hears("seeded", UID, 1, 1, point.at, point.keys, bytes(32))
     await standby.hears("seeded", UID, 1, 1, point.at, point.keys, point.digest)
     assert standby.follower.seeds == []
+
+
+@pytest.mark.parametrize("end", ["hash", "rows", "subscription", "connection", "unfollowed", "unfollowed at once"])
+async def test_nothing_of_a_seed_stays_that_was_given_up(
+    standby: Standby, source: Replica, tmp_path: Path, end: str
+) -> None:
+    rows, point = [list(row) for row in source.base_page(b"")], checkpoint_of(entries_of(LAST, 1), AT)
+    seed = tmp_path / "partitions" / f"{UID}.seed"
+    if end == "unfollowed at once":
+        standby.wire.inbox.put_nowait(["seed", UID, 1, 1, encode_base(source.base)])
+        await settle(seed.exists)
+        standby.link.unfollow(UID)
+    else:
+        await standby.hears("seed", UID, 1, 1, encode_base(source.base))
+        await standby.hears("rows", UID, 1, 1, rows[:4])
+        assert seed.exists()
+    if end == "hash":
+        await standby.hears("seeded", UID, 1, 1, point.at, point.keys, bytes(32))
+    elif end == "rows":
+        await standby.hears("rows", UID, 1, 1, rows[:4])  # once more
+    elif end == "subscription":
+        await standby.hears("refuse", UID, 1, "stale-epoch")
+        await asyncio.sleep(BACKOFF_SECONDS_MIN)
+    elif end == "connection":
+        standby.wire.inbox.put_nowait(None)
+    elif end == "unfollowed":
+        standby.link.unfollow(UID)
+    await settle(lambda: not seed.exists())
+    assert standby.follower.seeds == []
+    assert (tmp_path / "partitions" / UID).exists()  # what the replica holds stays
 
 
 async def test_a_seed_of_an_earlier_subscription_or_epoch_changes_nothing(

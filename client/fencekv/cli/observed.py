@@ -44,6 +44,8 @@ class State(enum.StrEnum):
     COPIES_MISSING = "CopiesMissing"
     UNPROTECTED = "Unprotected"
     DISK_RESERVE = "DiskReserve"
+    BASE_DAMAGED = "BaseDamaged"
+    BASE_DIFFERS = "BaseDiffers"
     ACCEPTANCE_SPENT = "AcceptanceSpent"
     WILL_BE_HELD = "WillBeHeld"
     OPERATION = "Operation"

@@ -315,6 +315,7 @@ def _notes(seen: Observed, record: leases.PartitionLease | None, *, known: Cause
         do = f"`kubectl annotate kvp {seen.name} {leases.ACCEPT_LOSS}-`"
         yield _noted(_cause(State.ACCEPTANCE_SPENT, RECORD, what, do, {}))
     yield from _disk(seen, record)
+    yield from _bases(seen, record)
     for operation in seen.operations:
         status, spec = operation.get("status") or {}, operation.get("spec") or {}
         about = status.get("partition") or spec.get("partition")
@@ -333,6 +334,27 @@ def _disk(seen: Observed, record: leases.PartitionLease | None) -> Iterator[Caus
         what = f"the disk of {owner} has {have} MiB left, less than its reserve of {kept}: it takes deletes alone"
         do = "delete keys, shorten the history window, or let spec.shards.storage.size grow"
         yield Cause(state=State.DISK_RESERVE, step="disk", what=what, do=do, blocks=True, pod=owner)
+
+
+def _bases(seen: Observed, record: leases.PartitionLease | None) -> Iterator[Cause]:
+    """What the replicas say of what lies below their journals."""
+    owner = record.session.pod if record and record.session else ""
+    for pod in sorted(seen.reports):
+        base = (seen.replica(pod) or {}).get("base")
+        if base == "damaged":
+            what = f"the base of {pod} is not what was written there"
+            blocks, do = pod == owner, "nothing: a standby is set aside and seeded anew"
+            if blocks:
+                what += ", and it owns the partition: what it reads may be wrong"
+                do = "bring a standby of the in-sync set back: it gets the partition, and this one is seeded anew"
+            yield Cause(state=State.BASE_DAMAGED, step="base", what=what, do=do, blocks=blocks, pod=pod)
+        elif base == "differs":
+            what = f"the base of {pod} is another one than that of {owner or 'the owner'}, and both are as written"
+            do = (
+                f"compare what both answer; if {pod} is right, `kubectl fencekv promote {seen.name} --to {pod}`; "
+                "then name the wrong one's pod in the table's placement.excludePods for a while: it is seeded anew"
+            )
+            yield Cause(state=State.BASE_DIFFERS, step="base", what=what, do=do, blocks=True, pod=pod)
 
 
 # -- what is around it

@@ -47,7 +47,7 @@ class Keeping:
             clock=self.clock,
             spawn=self._spawn,
             on_fatal=_commit_failed,
-            on_contradiction=self._contradicted,
+            on_standing=self._contradicted,
         )
 
     def progressed(self) -> None:

@@ -175,6 +175,7 @@ PLANTED: Final[dict[str, Callable[[], None]]] = {
     "without fsync of folders": _without_fsync_of_folders,
     "trimmed before the checkpoint": _trimmed_before_the_checkpoint,
     "base in a transaction of its own": _apart(b"base"),
+    "ends in a transaction of their own": _apart(b"ends"),
     "moved aside before the seed is complete": _moved_aside_before_the_seed_is_complete,
 }
 

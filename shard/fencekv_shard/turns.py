@@ -1,0 +1,57 @@
+"""Partitions take turns at the API server.
+
+When a pod dies, every partition of the other shards wants to write its Lease in the same moment. All at once they
+would hold each connection for longer than a request may take, and the renewal of the session, which must not be
+late, would wait behind them: one dead pod would cost the others their leases.
+
+Invariants:
+  * At most `LEASE_REQUESTS_MAX` requests of partitions are under way; the session's never wait for them.
+  * A request's time begins with its turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Protocol
+
+from fencekv.kube import REQUEST_SECONDS, Resource
+from fencekv_shard import limits
+
+Object = dict[str, Any]
+
+
+class LeaseKube(Protocol):
+    """What a partition asks of an API server; any `Kube` is one."""
+
+    async def get(
+        self, resource: Resource, namespace: str | None, name: str, *, timeout: float = REQUEST_SECONDS
+    ) -> Object:
+        """Quorum read of one object."""
+        ...
+
+    async def replace(
+        self, resource: Resource, namespace: str | None, body: Object, *, timeout: float = REQUEST_SECONDS
+    ) -> Object:
+        """PUT, as a compare-and-swap."""
+        ...
+
+
+class Turns:
+    """A `LeaseKube` that lets so many requests through at a time, in the order in which they came."""
+
+    def __init__(self, kube: LeaseKube, *, at_once: int = limits.LEASE_REQUESTS_MAX) -> None:
+        self._kube, self._turns = kube, asyncio.Semaphore(at_once)
+
+    async def get(
+        self, resource: Resource, namespace: str | None, name: str, *, timeout: float = REQUEST_SECONDS
+    ) -> Object:
+        """Quorum read of one object."""
+        async with self._turns:
+            return await self._kube.get(resource, namespace, name, timeout=timeout)
+
+    async def replace(
+        self, resource: Resource, namespace: str | None, body: Object, *, timeout: float = REQUEST_SECONDS
+    ) -> Object:
+        """PUT, as a compare-and-swap."""
+        async with self._turns:
+            return await self._kube.replace(resource, namespace, body, timeout=timeout)

@@ -1,0 +1,73 @@
+"""Partitions that all want the API server at once leave room for the session."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fencekv.kube import LEASES
+from fencekv_shard.turns import Turns
+
+Object = dict[str, Any]
+
+
+class Slow:
+    """An API server that answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.under_way: list[str] = []
+        self.answers: dict[str, asyncio.Event] = {}
+
+    async def get(self, resource: object, namespace: object, name: str, *, timeout: float = 1.0) -> Object:
+        self.under_way.append(name)
+        try:
+            await self.answers.setdefault(name, asyncio.Event()).wait()
+        finally:
+            self.under_way.remove(name)
+        return {"name": name}
+
+    async def replace(self, resource: object, namespace: object, body: Object, *, timeout: float = 1.0) -> Object:
+        return await self.get(resource, namespace, body["name"], timeout=timeout)
+
+
+async def settled() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_so_many_are_under_way_and_the_others_come_in_order() -> None:
+    slow = Slow()
+    turns = Turns(slow, at_once=2)
+    asked = [
+        asyncio.create_task(turns.replace(LEASES, "default", {"name": "a"})),
+        asyncio.create_task(turns.get(LEASES, "default", "b")),
+        asyncio.create_task(turns.replace(LEASES, "default", {"name": "c"})),
+        asyncio.create_task(turns.get(LEASES, "default", "d")),
+    ]
+    await settled()
+    assert slow.under_way == ["a", "b"]
+
+    slow.answers["a"].set()
+    await settled()
+    assert slow.under_way == ["b", "c"]
+
+    asked[3].cancel()  # who waits no more takes no turn
+    for name in ("b", "c"):
+        slow.answers[name].set()
+    done = await asyncio.gather(*asked, return_exceptions=True)
+    assert done[:3] == [{"name": "a"}, {"name": "b"}, {"name": "c"}]
+    assert isinstance(done[3], asyncio.CancelledError)
+    assert slow.under_way == []
+
+
+async def test_a_turn_that_ends_badly_is_given_on() -> None:
+    slow = Slow()
+    turns = Turns(slow, at_once=1)
+    first = asyncio.create_task(turns.get(LEASES, "default", "a"))
+    second = asyncio.create_task(turns.get(LEASES, "default", "b"))
+    await settled()
+    first.cancel()
+    await settled()
+    assert slow.under_way == ["b"]
+    slow.answers["b"].set()
+    assert await second == {"name": "b"}
