@@ -10,6 +10,7 @@ Invariants:
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ logger = logging.getLogger(__name__)
 Object = dict[str, Any]
 
 STEP_SECONDS: Final = 1.0
+STATUSES_AT_ONCE: Final = 4  # that are raised: further grants go first
 ATTEMPTS_MAX: Final = 3
 
 
@@ -64,10 +66,11 @@ class Settled:
 
 
 class Writer:
-    """The reads and writes of one decision at a time; holds no state."""
+    """The reads and writes of one decision at a time; remembers none."""
 
     def __init__(self, *, kube: Kube, clock: Clock, leading: Callable[[], bool]) -> None:
         self._kube, self._clock, self._leading = kube, clock, leading
+        self._statuses = asyncio.Semaphore(STATUSES_AT_ONCE)
 
     async def has_died(self, namespace: str, session: Session) -> bool:
         """Proof (b), by a quorum read of the pod."""
@@ -169,7 +172,10 @@ class Writer:
         """Leaves the epoch in the KVPartition's status, as a floor for when its Lease is lost. Best effort."""
         body = {"status": {"epoch": epoch}}
         try:
-            await self._kube.patch(KV_PARTITIONS, partition.namespace, partition.name, body, subresource="status")
+            async with self._statuses:
+                await self._kube.patch(
+                    KV_PARTITIONS, partition.namespace, partition.name, body, subresource="status"
+                )
         except (KubeError, Unclear) as error:
             logger.info("status of %s not raised to epoch %d: %s", partition.name, epoch, error)
 

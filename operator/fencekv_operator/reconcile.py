@@ -69,6 +69,8 @@ TABLE_DELAY_SECONDS: Final = 0.05
 NAMESPACE_DELAY_SECONDS: Final = 0.2
 # The more there are, the longer: to plan a table takes some 30 us a partition of its namespace.
 DELAY_SECONDS_PER_PARTITION: Final = 0.0005
+# What a partition shows changes several times while it changes hands: of very many, once is enough.
+SHOW_SECONDS_PER_PARTITION: Final = 0.002
 DELAY_SECONDS_MAX: Final = 2.0
 # How long a new pool's pods may take to get nodes before partitions are placed without knowing them.
 SETTLING_SECONDS: Final = 30.0
@@ -154,7 +156,10 @@ class Reconciler:
 
     def on_change(self, namespace: str, partition: str) -> None:
         """The failover loop knows something new of a partition."""
-        self.queue.add((PARTITION, namespace, partition))
+        seen = self.cache.get(KV_PARTITIONS, namespace, partition)
+        others = self.cache.count_of_kvns(KV_PARTITIONS, namespace, kvns_of(seen)) if seen is not None else 0
+        delay = min(DELAY_SECONDS_MAX, SHOW_SECONDS_PER_PARTITION * others)
+        self.queue.add((PARTITION, namespace, partition), delay_seconds=delay)
 
     def on_transition(self, namespace: str, transition: Transition) -> None:
         """The failover loop carried out an owner change."""

@@ -40,6 +40,7 @@ def _supervise(environment: Mapping[str, str]) -> int:
     from fencekv.access import NoAccess  # noqa: PLC0415
     from fencekv_shard.supervisor import (  # noqa: PLC0415 - keeps PID 1 small
         RELEASE_PAUSE_SECONDS,
+        REST_SECONDS,
         LeaseApi,
         Supervisor,
         check_alone,
@@ -56,6 +57,7 @@ def _supervise(environment: Mapping[str, str]) -> int:
         environment=environment,
         new_nonce=lambda: secrets.token_hex(8),
         pause=lambda: time.sleep(RELEASE_PAUSE_SECONDS),
+        rest=lambda: time.sleep(REST_SECONDS),
     )
     return supervisor.run()
 

@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 RELEASE_ATTEMPTS: Final = 40
 RELEASE_PAUSE_SECONDS: Final = 0.25
+REST_SECONDS: Final = 0.5  # before the next process: to start one takes a core that those who take over need first
 REQUEST_SECONDS: Final = 2.0
 STATUS_DRAINED: Final = 0
 STATUS_NOT_RELEASED: Final = 71
@@ -156,9 +157,11 @@ class Supervisor:
         environment: Mapping[str, str],
         new_nonce: Callable[[], str],
         pause: Callable[[], None],
+        rest: Callable[[], None],
     ) -> None:
+        """`pause` lies between two attempts to release a session, `rest` between two processes."""
         self._api, self._environment = api, environment
-        self._new_nonce, self._pause = new_nonce, pause
+        self._new_nonce, self._pause, self._rest = new_nonce, pause, rest
         self._child: subprocess.Popen[bytes] | None = None
         self._stopping = False
 
@@ -178,6 +181,8 @@ class Supervisor:
             except NotReleased as error:
                 logger.error("%s not released: %s", session, error)
                 return status or STATUS_NOT_RELEASED
+            if not self._stopping:
+                self._rest()
             if self._stopping:
                 return status
 

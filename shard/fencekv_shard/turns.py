@@ -5,7 +5,8 @@ would hold each connection for longer than a request may take, and the renewal o
 late, would wait behind them: one dead pod would cost the others their leases.
 
 Invariants:
-  * At most `LEASE_REQUESTS_MAX` requests of partitions are under way; the session's never wait for them.
+  * At most `LEASE_READS_MAX` reads and `LEASE_WRITES_MAX` writes of partitions are under way; the session's never
+    wait for them, nor do reads for writes: who opens a partition that nobody serves reads.
   * A request's time begins with its turn.
 """
 
@@ -39,19 +40,21 @@ class LeaseKube(Protocol):
 class Turns:
     """A `LeaseKube` that lets so many requests through at a time, in the order in which they came."""
 
-    def __init__(self, kube: LeaseKube, *, at_once: int = limits.LEASE_REQUESTS_MAX) -> None:
-        self._kube, self._turns = kube, asyncio.Semaphore(at_once)
+    def __init__(
+        self, kube: LeaseKube, *, reads: int = limits.LEASE_READS_MAX, writes: int = limits.LEASE_WRITES_MAX
+    ) -> None:
+        self._kube, self._reads, self._writes = kube, asyncio.Semaphore(reads), asyncio.Semaphore(writes)
 
     async def get(
         self, resource: Resource, namespace: str | None, name: str, *, timeout: float = REQUEST_SECONDS
     ) -> Object:
         """Quorum read of one object."""
-        async with self._turns:
+        async with self._reads:
             return await self._kube.get(resource, namespace, name, timeout=timeout)
 
     async def replace(
         self, resource: Resource, namespace: str | None, body: Object, *, timeout: float = REQUEST_SECONDS
     ) -> Object:
         """PUT, as a compare-and-swap."""
-        async with self._turns:
+        async with self._writes:
             return await self._kube.replace(resource, namespace, body, timeout=timeout)

@@ -37,13 +37,8 @@ async def settled() -> None:
 
 async def test_so_many_are_under_way_and_the_others_come_in_order() -> None:
     slow = Slow()
-    turns = Turns(slow, at_once=2)
-    asked = [
-        asyncio.create_task(turns.replace(LEASES, "default", {"name": "a"})),
-        asyncio.create_task(turns.get(LEASES, "default", "b")),
-        asyncio.create_task(turns.replace(LEASES, "default", {"name": "c"})),
-        asyncio.create_task(turns.get(LEASES, "default", "d")),
-    ]
+    turns = Turns(slow, writes=2)
+    asked = [asyncio.create_task(turns.replace(LEASES, "default", {"name": name})) for name in "abcd"]
     await settled()
     assert slow.under_way == ["a", "b"]
 
@@ -62,7 +57,7 @@ async def test_so_many_are_under_way_and_the_others_come_in_order() -> None:
 
 async def test_a_turn_that_ends_badly_is_given_on() -> None:
     slow = Slow()
-    turns = Turns(slow, at_once=1)
+    turns = Turns(slow, reads=1)
     first = asyncio.create_task(turns.get(LEASES, "default", "a"))
     second = asyncio.create_task(turns.get(LEASES, "default", "b"))
     await settled()
@@ -71,3 +66,17 @@ async def test_a_turn_that_ends_badly_is_given_on() -> None:
     assert slow.under_way == ["b"]
     slow.answers["b"].set()
     assert await second == {"name": "b"}
+
+
+async def test_reads_do_not_wait_for_writes() -> None:
+    """Who opens a partition that nobody serves reads; who changes the set of one that is served writes."""
+    slow = Slow()
+    turns = Turns(slow, reads=1, writes=1)
+    asked = [asyncio.create_task(turns.replace(LEASES, "default", {"name": name})) for name in "abc"]
+    await settled()
+    asked.append(asyncio.create_task(turns.get(LEASES, "default", "d")))
+    await settled()
+    assert slow.under_way == ["a", "d"]
+    for name in "abcd":
+        slow.answers.setdefault(name, asyncio.Event()).set()
+    await asyncio.gather(*asked)
