@@ -9,6 +9,8 @@ from kubectl import Cluster
 
 SHARDS: Final = ("sample-0", "sample-1", "sample-2")
 PARTITIONS: Final = tuple(f"orders-{index}" for index in range(4))
+# Of a container: each further one is begun later, up to five minutes. Those of a fresh pod are not.
+RESTARTS_MAX: Final = 1
 OPERATOR: Final = ("-n", "fencekv-system")
 # In the pod of a shard: sends the process `fencekv_shard serve` the signal that is the argument.
 SIGNAL: Final = """
@@ -33,6 +35,15 @@ def owners(cluster: Cluster, table: str = "orders") -> dict[str, tuple[str, int]
 
 def settle(cluster: Cluster, *, seconds: float = 120, partitions: tuple[str, ...] = PARTITIONS) -> None:
     """Waits until every shard is back and in sync, which is when the next one may fall."""
+    _settle(cluster, seconds, partitions)
+    for shard in SHARDS:
+        containers = cluster.get("pod", shard)["status"].get("containerStatuses") or ()
+        if any(each["restartCount"] > RESTARTS_MAX for each in containers):
+            cluster.kubectl("delete", "pod", shard)
+            _settle(cluster, seconds, partitions)
+
+
+def _settle(cluster: Cluster, seconds: float, partitions: tuple[str, ...]) -> None:
     # `kubectl rollout status` knows no StatefulSet that is updated OnDelete.
     path, every = ".status.readyReplicas", str(len(SHARDS))
     cluster.until("statefulset", "sample", path=path, holds=lambda seen: seen == every, seconds=seconds)
