@@ -55,6 +55,12 @@ async def owned(trio: Trio, **spec: Any) -> tuple[str, Partition]:
     return uid, await trio.in_sync("sample-0", uid, 3)
 
 
+async def keep(trio: Trio, uid: str, *, seconds: int) -> None:
+    """Has the history kept for so long, on all shards that run."""
+    await trio.kube.patch(KV_PARTITIONS, NAMESPACE, "orders-0", {"spec": {"history": {"windowSeconds": seconds}}})
+    await until(lambda: all(held(trio, pod, uid).spec.history_seconds == seconds for pod in trio.shards))
+
+
 def held(trio: Trio, pod: str, uid: str) -> Partition:
     found = trio.held(pod, uid)
     assert found is not None
@@ -158,6 +164,7 @@ async def test_a_shard_that_was_away_too_long_is_seeded_and_joins_again(trio: Tr
     await trio.stop("sample-2", release=True)
     await write(partition, 60, name="second")
     await until(lambda: trimmed(trio, uid, seq_before + 5))
+    await keep(trio, uid, seconds=3600)  # What it is seeded with is not trimmed again before it has caught up.
     await trio.start("sample-2", port=ports["sample-2"])
     await trio.in_sync("sample-0", uid, 3)
     back = held(trio, "sample-2", uid)
@@ -167,12 +174,14 @@ async def test_a_shard_that_was_away_too_long_is_seeded_and_joins_again(trio: Tr
     last = partition.replica.last
     await until(lambda: back.replica.commit_seq == last.seq)
     assert await listed(back) == await listed(partition)
+    assert partition.replica.last == last, "nothing else is written meanwhile"
     assert back.replica.chain == partition.replica.chain
     assert back.replica.root() == partition.replica.root()
     await back.replica.verify()
     aside = [path.name for path in (trio.folder / "sample-2" / "partitions").glob(f"{uid}.aside-*")]
     assert aside == [f"{uid}.aside-{id_before}"]
     # The one that was seeded can be the owner, and trims on.
+    await keep(trio, uid, seconds=1)
     await trio.grant("sample-2", uid)
     await trio.owner("sample-2", uid)
     await write(back, 20, name="third")
