@@ -24,6 +24,9 @@ from sample import OPERATOR, delete_by_force, leader, owners, send, settle
 
 TAKEOVER_SECONDS: Final = 60.0
 READY_SECONDS: Final = 180.0
+# To start a kubectl takes much of a core for a while. Where the nodes are on this very machine, that is not to be
+# while a pause is measured.
+HANDS_OFF_SECONDS: Final = 2.0
 THAWED_SECONDS: Final = 3.0  # how long the thawed owner is tempted before the load ends
 
 
@@ -47,6 +50,7 @@ class Scene:
 
     def taken_over(self, *, seconds: float = TAKEOVER_SECONDS) -> None:
         """Waits until the victim's partitions acknowledge under higher epochs."""
+        time.sleep(HANDS_OFF_SECONDS)
         self.load.acknowledges(above=self.epochs, seconds=seconds)
 
     def mark(self) -> None:
@@ -121,6 +125,7 @@ def switched_over(scene: Scene) -> None:
             "spec": {"type": "switchover", "table": partition.rpartition("-")[0], "partition": partition},
         }
         scene.cluster.kubectl("apply", "-f", "-", stdin=json.dumps(body))
+        time.sleep(HANDS_OFF_SECONDS)
         scene.cluster.wait("--for=condition=Complete", f"kvoperation/{name}", seconds=30)
     scene.taken_over()
 
@@ -152,7 +157,7 @@ def updated(scene: Scene) -> None:
     deadline = time.monotonic() + READY_SECONDS
     while not before.isdisjoint(_uids(scene.cluster)):
         assert time.monotonic() < deadline, f"not all pods were replaced within {READY_SECONDS:g} s"
-        time.sleep(1)
+        time.sleep(HANDS_OFF_SECONDS)
     settle(scene.cluster)
     scene.load.acknowledges()
 

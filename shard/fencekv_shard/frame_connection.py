@@ -38,6 +38,7 @@ from fencekv_shard.frame_requests import NAMES, read
 logger = logging.getLogger(__name__)
 
 _HEAD_BYTES: Final = 4  # of a frame: its length
+UNDER_WAY_MAX: Final = 4 * messages.IN_FLIGHT_MAX  # with the writes that nobody waits for any more
 _SHORT: Final = (Write, Get)  # calls that may be served without a task
 # How large the answers to reads get; what writes are answered with is small.
 _ANSWER_BYTES: Final[dict[type, int]] = {
@@ -88,6 +89,7 @@ class FrameConnection(asyncio.Protocol):
         self._paused = False  # too much waits to be sent
         self._last = 0  # the highest number taken
         self._under_way: dict[int, Request] = {}
+        self._given_up = 0  # of them, writes that nobody waits for
         self._queued: deque[Request] = deque()  # reads for whose answers there is no room yet
         self._reserved_bytes = 0
         self._out: list[bytes] = []
@@ -274,8 +276,8 @@ class FrameConnection(asyncio.Protocol):
                 self.finish(request, _not_foreseen(request))
 
     def _full(self) -> Failed | None:
-        limit = messages.IN_FLIGHT_MAX
-        if len(self._under_way) >= limit:
+        limit, count = messages.IN_FLIGHT_MAX, len(self._under_way)
+        if count - self._given_up >= limit or count >= UNDER_WAY_MAX:
             return Failed.nowhere(Exhausted(f"{limit} requests are under way on this connection", limit=limit))
         if self._exchange.full():
             return Failed.nowhere(Exhausted("this shard holds too many requests"))
@@ -315,7 +317,9 @@ class FrameConnection(asyncio.Protocol):
         self.finish(request, answer)
 
     def _cancel(self, request: Request) -> None:
-        request.cancelled = True
+        if not request.cancelled:
+            request.cancelled = True
+            self._given_up += 1
         if isinstance(request.call, Write):
             return  # it may have been begun: it is carried out
         if request.task is not None:
@@ -331,6 +335,7 @@ class FrameConnection(asyncio.Protocol):
         try:
             number, exchange = request.message.number, self._exchange
             del self._under_way[number]
+            self._given_up -= request.cancelled
             exchange.held_bytes -= request.size
             if answer is not _NOBODY_WAITS:
                 name = NAMES[type(request.message)]

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from engines import turns
 from fake_node import FakeNode, FakePartition, not_owner
 from frame_asker import HELLO, FrameAsker, connected, dialled
 from hypothesis import given
@@ -338,6 +339,23 @@ async def test_more_than_may_be_under_way_is_exhausted_and_the_rest_goes_on(
     event.set()
     assert sorted([(await ask.read()).number for _ in range(1024)]) == list(range(1, 1025))
     assert isinstance(await ask.ask(m.Put(1026, "orders", None, "k", b"v", None)), m.Written)
+
+
+async def test_what_nobody_waits_for_takes_no_ones_place_up_to_a_limit_of_its_own(
+    ask: FrameAsker, partition: FakePartition
+) -> None:
+    event = asyncio.Event()
+    partition.script = [event] * 4096
+    for first in range(1, 4096, 1024):
+        numbers = range(first, first + 1024)
+        ask.send(*(m.Put(n, "orders", None, "k", b"v", None) for n in numbers))
+        ask.send(*(m.Cancel(n) for n in (*numbers, first)), m.Ping(first))  # one of them twice
+        assert await ask.read() == m.Pong(first), "there was room for all of them"
+    refusal = await ask.ask(m.Put(4097, "orders", None, "k", b"v", None))
+    assert (refusal.number, refusal.name) == (4097, "Exhausted")
+    event.set()
+    await turns()
+    assert isinstance(await ask.ask(m.Put(4098, "orders", None, "k", b"v", None)), m.Written)
 
 
 async def test_cancelled_requests_are_not_answered_and_a_begun_write_is_carried_out(
