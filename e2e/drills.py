@@ -111,12 +111,18 @@ def repeat(cluster: Cluster, row: Row, runs: int) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit that is checked out, with a + if something was changed since; empty where there is none."""
+    """The commit that is checked out, with a + if more than these pages has changed since; empty: none is."""
+    pages = [f":!{page.relative_to(kind.ROOT)}" for page in (DOCUMENT, PAGE)]
     try:
-        words = ["git", "-C", str(kind.ROOT), "describe", "--always", "--dirty=+", "--abbrev=10"]
-        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
+        name = _git("rev-parse", "--short=10", "HEAD")
+        return f"{name}+" if _git("status", "--porcelain", "--", ".", *pages) else name
     except (OSError, subprocess.CalledProcessError):
         return ""
+
+
+def _git(*words: str) -> str:
+    command = ["git", "-C", str(kind.ROOT), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
 
 
 def keep(name: str, result: dict[str, Any]) -> None:
