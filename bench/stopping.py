@@ -9,18 +9,18 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import signal
 from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
+
+from fencekv_sandbox.controlplane import tie_to_parent
 
 T = TypeVar("T")
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 CLEAR_UP_SECONDS_MAX: Final = 60.0
 STATUS: Final = 130  # of a run that was told to end
-PR_SET_PDEATHSIG: Final = 1
 
 
 class Stopped(Exception):
@@ -63,8 +63,6 @@ def end_with_parent() -> None:
 
     For a shell that make started: it does not pass on what ends it.
     """
-    try:
-        prctl = ctypes.CDLL(None).prctl
-    except (OSError, AttributeError):
-        return
-    prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    tie = tie_to_parent(signal.SIGTERM)
+    if tie is not None:
+        tie()

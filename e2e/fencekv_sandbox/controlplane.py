@@ -97,8 +97,11 @@ def free_ports(count: int) -> list[int]:
             one.close()
 
 
-def _die_with_parent() -> Callable[[], None] | None:
-    """What a child runs before exec, where the platform can tie it to its parent."""
+def tie_to_parent(number: signal.Signals) -> Callable[[], None] | None:
+    """What ties a process to its parent, whose end then sends it that signal; a child runs it before exec.
+
+    None: this platform cannot.
+    """
     try:
         library = ctypes.CDLL(None)
         prctl = library.prctl
@@ -106,7 +109,7 @@ def _die_with_parent() -> Callable[[], None] | None:
         return None
 
     def tie() -> None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        prctl(PR_SET_PDEATHSIG, number)
 
     return tie
 
@@ -135,7 +138,7 @@ class Process:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                preexec_fn=_die_with_parent(),
+                preexec_fn=tie_to_parent(signal.SIGKILL),
             )
 
     async def stop(self, number: int = signal.SIGTERM) -> None:

@@ -31,7 +31,7 @@ from fencekv_shard.peer import Channel, ChannelClosed, Message
 logger = logging.getLogger(__name__)
 
 OVER_LOOK_SECONDS: Final = 0.1  # between two questions whether a session is over
-OVER_LOOKS_MAX: Final = 10  # about as long as silence takes to be believed
+OVER_LOOKS_MAX: Final = round(limits.STANDBY_TIMEOUT_SECONDS / OVER_LOOK_SECONDS)  # then its silence is believed
 
 Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 Left = tuple[Owned, str]  # a replica, `pod/replica id`, that follows this partition no more

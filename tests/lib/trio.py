@@ -6,10 +6,11 @@ The operator's part is played by the test: it makes partitions, and grants.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from fencekv_shard.partition import Partition
 from fencekv_shard.peer import TcpTransport
 from fencekv_shard.transaction import Put, Transaction
 
+PODS = ("sample-0", "sample-1", "sample-2")
 NAMESPACE = "default"
 _TAKEN = itertools.count()
 KVNS = "sample"
@@ -141,7 +143,7 @@ class Trio:
                 "durability": "replicated",
                 "minInSync": 1,
                 "maxUnshippedSeconds": 1,
-                "replicas": ["sample-0", "sample-1", "sample-2"],
+                "replicas": list(PODS),
                 "limits": {"valueBytesMax": 1 << 20},
                 **spec,
             },
@@ -198,3 +200,23 @@ class Trio:
 
 
 OPTIONS = Options()
+
+
+@contextlib.asynccontextmanager
+async def running_trio(folder: Path, ports: Sequence[int]) -> AsyncIterator[Trio]:
+    """All three, each at every other port; none of them may have come to an error that ends its process."""
+    three = Trio(folder)
+    await three.namespace()
+    for pod, port in zip(PODS, ports[:6:2], strict=True):
+        await three.start(pod, port=port)
+    yield three
+    fatal = [error for running in three.shards.values() for error in running.fatal]
+    await three.close()
+    assert not fatal
+
+
+def held(trio: Trio, pod: str, uid: str) -> Partition:
+    """The partition on a shard that is known to hold it."""
+    found = trio.held(pod, uid)
+    assert found is not None
+    return found

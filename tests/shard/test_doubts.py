@@ -11,14 +11,12 @@ from typing import Any
 
 import pytest
 from trimming import damage_base, quick_trimming
-from trio import OPTIONS, Trio, free_ports, put, until
+from trio import OPTIONS, PODS, Trio, free_ports, held, put, running_trio, until
 
 from fencekv_shard.base import Fold, Row, Standing, pack_row
 from fencekv_shard.journal import Entry
 from fencekv_shard.partition import Partition
 from fencekv_shard.replica import Replica
-
-PODS = ("sample-0", "sample-1", "sample-2")
 
 
 @pytest.fixture(autouse=True)
@@ -28,14 +26,8 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 async def trio(tmp_path: Path) -> AsyncIterator[Trio]:
-    three, ports = Trio(tmp_path), free_ports(3)
-    await three.namespace()
-    for number, pod in enumerate(PODS):
-        await three.start(pod, port=ports[2 * number])
-    yield three
-    fatal = [error for running in three.shards.values() for error in running.fatal]
-    await three.close()
-    assert not fatal
+    async with running_trio(tmp_path, free_ports(3)) as three:
+        yield three
 
 
 async def owned(trio: Trio, **spec: Any) -> tuple[str, Partition]:
@@ -48,12 +40,6 @@ async def owned(trio: Trio, **spec: Any) -> tuple[str, Partition]:
     holding = [pod for pod in PODS if trio.held(pod, uid) is not None]
     await until(lambda: all(held(trio, pod, uid).replica.first_seq > last for pod in holding))
     return uid, partition
-
-
-def held(trio: Trio, pod: str, uid: str) -> Partition:
-    found = trio.held(pod, uid)
-    assert found is not None
-    return found
 
 
 def ids(trio: Trio, uid: str) -> dict[str, str]:

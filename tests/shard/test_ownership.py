@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trio import NAMESPACE, OPTIONS, Trio, free_ports, put, until
+from trio import NAMESPACE, OPTIONS, PODS, Trio, free_ports, put, running_trio, until
 
 from fencekv import leases
 from fencekv.errors import FenceKVError, NotOwner, Unavailable, Unknown
@@ -24,20 +24,13 @@ from fencekv_shard.partition import Partition
 from fencekv_shard.peer import Message, TcpTransport
 from fencekv_shard.store import DiskFull, PromiseMoved
 
-PODS = ("sample-0", "sample-1", "sample-2")
 NAME = leases.partition_lease_name("orders-0")
 
 
 @pytest.fixture
 async def trio(tmp_path: Path, unused_tcp_ports: list[int]) -> AsyncIterator[Trio]:
-    three = Trio(tmp_path)
-    await three.namespace()
-    for number, pod in enumerate(PODS):
-        await three.start(pod, port=unused_tcp_ports[2 * number])
-    yield three
-    fatal = [error for running in three.shards.values() for error in running.fatal]
-    await three.close()
-    assert not fatal
+    async with running_trio(tmp_path, unused_tcp_ports) as three:
+        yield three
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from trimming import quick_trimming
-from trio import NAMESPACE, OPTIONS, Trio, free_ports, put, until
+from trio import NAMESPACE, OPTIONS, PODS, Trio, free_ports, held, put, running_trio, until
 
 from fencekv.errors import Lost
 from fencekv.kube import KV_PARTITIONS
@@ -21,7 +21,6 @@ from fencekv_shard.partition import Partition
 from fencekv_shard.replica import Replica
 from fencekv_shard.transaction import Delete, Transaction
 
-PODS = ("sample-0", "sample-1", "sample-2")
 CACHED = Options(consistency=Consistency.CACHED)
 
 
@@ -31,21 +30,14 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def ports() -> dict[str, int]:
-    found = free_ports(3)
-    return {pod: found[2 * number] for number, pod in enumerate(PODS)}
+async def ports() -> list[int]:
+    return free_ports(3)
 
 
 @pytest.fixture
-async def trio(tmp_path: Path, ports: dict[str, int]) -> AsyncIterator[Trio]:
-    three = Trio(tmp_path)
-    await three.namespace()
-    for pod in PODS:
-        await three.start(pod, port=ports[pod])
-    yield three
-    fatal = [error for running in three.shards.values() for error in running.fatal]
-    await three.close()
-    assert not fatal
+async def trio(tmp_path: Path, ports: list[int]) -> AsyncIterator[Trio]:
+    async with running_trio(tmp_path, ports) as three:
+        yield three
 
 
 async def owned(trio: Trio, **spec: Any) -> tuple[str, Partition]:
@@ -59,12 +51,6 @@ async def keep(trio: Trio, uid: str, *, seconds: int) -> None:
     """Has the history kept for so long, on all shards that run."""
     await trio.kube.patch(KV_PARTITIONS, NAMESPACE, "orders-0", {"spec": {"history": {"windowSeconds": seconds}}})
     await until(lambda: all(held(trio, pod, uid).spec.history_seconds == seconds for pod in trio.shards))
-
-
-def held(trio: Trio, pod: str, uid: str) -> Partition:
-    found = trio.held(pod, uid)
-    assert found is not None
-    return found
 
 
 async def write(partition: Partition, count: int, *, name: str, **options: Any) -> None:
@@ -156,7 +142,7 @@ async def test_a_window_that_is_set_later_is_acted_on(trio: Trio) -> None:
     await until(lambda: trimmed(trio, uid, last))
 
 
-async def test_a_shard_that_was_away_too_long_is_seeded_and_joins_again(trio: Trio, ports: dict[str, int]) -> None:
+async def test_a_shard_that_was_away_too_long_is_seeded_and_joins_again(trio: Trio, ports: list[int]) -> None:
     uid, partition = await owned(trio)
     await write(partition, 40, name="first")
     was = held(trio, "sample-2", uid).replica
@@ -165,7 +151,7 @@ async def test_a_shard_that_was_away_too_long_is_seeded_and_joins_again(trio: Tr
     await write(partition, 60, name="second")
     await until(lambda: trimmed(trio, uid, seq_before + 5))
     await keep(trio, uid, seconds=3600)  # What it is seeded with is not trimmed again before it has caught up.
-    await trio.start("sample-2", port=ports["sample-2"])
+    await trio.start("sample-2", port=ports[4])
     await trio.in_sync("sample-0", uid, 3)
     back = held(trio, "sample-2", uid)
     assert back.replica.replica_id != id_before
@@ -192,7 +178,7 @@ async def test_a_shard_that_was_away_too_long_is_seeded_and_joins_again(trio: Tr
 
 
 async def test_a_seed_that_breaks_off_counts_for_nothing_and_is_sent_again(
-    trio: Trio, ports: dict[str, int], monkeypatch: pytest.MonkeyPatch
+    trio: Trio, ports: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uid, partition = await owned(trio)
     await trio.stop("sample-2", release=True)
@@ -214,7 +200,7 @@ async def test_a_seed_that_breaks_off_counts_for_nothing_and_is_sent_again(
 
     monkeypatch.setattr(Replica, "add_to_seed", breaking)
     confirmed: list[str] = []
-    await trio.start("sample-2", port=ports["sample-2"])
+    await trio.start("sample-2", port=ports[4])
     await until(lambda: pages == 3)
     confirmed += [member for member in partition.owned.engine.confirmed if member.startswith("sample-2")]  # type: ignore[union-attr]
     await trio.in_sync("sample-0", uid, 3)
