@@ -122,6 +122,7 @@ async def holds(world: World, pod: str) -> bool:
 async def test_a_shard_that_is_away_for_good_is_made_anew_elsewhere(make) -> None:
     async with make(shards=4) as world:
         await ask(world, {"replaceAfterSeconds": 10})
+        await world.settled(lambda: settled(world))  # A pod that was never Ready is away since it is there.
         replicas = set((await world.partition("orders-0"))["spec"]["replicas"])
         (spare,) = {f"sample-{ordinal}" for ordinal in range(4)} - replicas
         owner = await world.sandbox.owner_of("orders-0")
