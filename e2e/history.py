@@ -156,6 +156,23 @@ def pauses(puts: Iterable[Put], partitions: Iterable[str], *, until: float) -> d
     return longest
 
 
+def handovers(records: Records) -> list[float]:
+    """How long each partition acknowledged nothing at each change of its owner, in seconds.
+
+    From the steady writer's last acknowledgement under an epoch to its first one under a higher.
+    """
+    last: dict[str, Put] = {}  # by partition, of the highest epoch so far
+    found: list[float] = []
+    for put in sorted(records.puts, key=lambda put: put.answered):
+        before = last.get(put.partition)
+        if put.shard or (before is not None and put.epoch < before.epoch):
+            continue
+        if before is not None and put.epoch > before.epoch:
+            found.append(put.answered - before.answered)
+        last[put.partition] = put
+    return found
+
+
 def again_seconds(records: Records, *, since: float) -> float:
     """From a moment on, until every partition had acknowledged a put; without end if one did not."""
     first = dict.fromkeys(records.partitions, math.inf)

@@ -12,7 +12,7 @@ import faults
 import scenes
 import wide
 from faults import Side, Way
-from history import Failure, Records, Verdict, again_seconds, judge, strays, waited_seconds
+from history import Failure, Records, Verdict, again_seconds, handovers, judge, strays, waited_seconds
 from kubectl import Cluster, say
 from loading import loading
 from sample import settle
@@ -38,7 +38,7 @@ class Row:
     is_clean: bool = False  # no request may fail
     is_in_flight_only: bool = False  # only requests to the victim's partitions that met the fault may fail
     needs_docker: bool = True
-    median_seconds: float | None = None  # None: the median has no limit of its own.
+    median_seconds: float | None = None  # of all changes of owners. None: their median has no limit.
     partitions: int | None = None  # of a table made for it. None: the sample's own table.
 
 
@@ -49,6 +49,7 @@ class Run:
     seconds: float  # until writes were acknowledged again
     verdict: Verdict
     strays: tuple[Failure, ...]  # that the fault does not explain
+    handovers: tuple[float, ...] = ()  # how long each change of an owner took, in seconds
     notes: tuple[str, ...] = ()  # what else was seen, for people
     costly: tuple[str, ...] = ()  # what else was beyond its limit, as sentences
 
@@ -210,11 +211,13 @@ def run(cluster: Cluster, row: Row, number: int) -> Run:
         seconds=_again(records, row, scene, since),
         verdict=judge(records),
         strays=tuple(strays(records, since=since, epochs=scene.epochs)),
+        handovers=tuple(handovers(records)),
         notes=(*scene.notes, *([rest.note] if rest else [])),
         costly=tuple(rest.wrong) if rest else (),
     )
     say(f"{row.name} {number + 1}: {done.seconds:.2f} s after {scene.victim}, in {time.monotonic() - began:.0f} s")
     say(f"  {done.verdict}")
+    say(f"  changes of owners: {', '.join(f'{seconds:.3f} s' for seconds in done.handovers)}")
     for note in done.notes:
         say(f"  {note}")
     return done

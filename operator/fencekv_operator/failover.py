@@ -5,7 +5,8 @@ never waits for anything else. `act` proves, fences and grants. `poll` asks the 
 shown, and for reports that contradict a record. It is all outside kopf: kopf's watches can die silently.
 
 Invariants:
-  * The order is: proof, fence, then grant; and for a grant: reports, then the partition Lease, then the CAS.
+  * The order is: proof, fence, then grant; and for a grant: reports, then the CAS on the partition Lease, as a
+    watch showed it or a quorum read: that it succeeds proves that the record has not changed since.
   * Only a leader writes, and every write is a CAS (see `grants`): two leaders only waste work.
   * What is kept in memory makes things faster or more careful. Whoever starts with none of it decides the same,
     later.
@@ -318,7 +319,7 @@ class Failover:
         partition = self._knows.partitions.get(key)
         if partition is None:
             return
-        cached = self._knows.leases.get(key)
+        cached, shown = self._knows.leases.get(key), None
         if cached is not None:
             decision = decide(self._knows.view(partition, cached, reports))
             if isinstance(decision, Nothing | Wait | Degraded | Blocked | Held):
@@ -326,12 +327,14 @@ class Failover:
                     self._step_down(f"{partition.name}: {decision.detail}")
                 self._decided(partition, decision)
                 return
+            if isinstance(decision, Grant):
+                shown = self._leases.items.get((key[0], cached.name))
 
         def see(lease: PartitionLease | None) -> View:
             self._knows.lease_read(partition, lease)
             return self._knows.view(partition, lease, reports)
 
-        settled = await self._writer.settle(partition, see)
+        settled = await self._writer.settle(partition, see, shown=shown)
         if settled.raw is not None:
             self._leases.seen(settled.raw)
         if isinstance(settled.decision, Grant):

@@ -51,6 +51,7 @@ Object = dict[str, Any]
 
 STEP_SECONDS: Final = 1.0
 STATUSES_AT_ONCE: Final = 4  # that are raised: further grants go first
+RAISE_SECONDS: Final = 0.25
 ATTEMPTS_MAX: Final = 3
 
 
@@ -129,12 +130,19 @@ class Writer:
             return True
         return await self._swap(namespace, fenced_session(raw, session))
 
-    async def settle(self, partition: Partition, see: Callable[[PartitionLease | None], View]) -> Settled:
-        """Reads the partition Lease by quorum, decides on it, and grants if that is the decision."""
+    async def settle(
+        self, partition: Partition, see: Callable[[PartitionLease | None], View], *, shown: Object | None = None
+    ) -> Settled:
+        """Decides on the partition Lease, and grants if that is the decision.
+
+        `shown`: the Lease as a watch showed it, to be granted on. If it has changed since, the CAS says so, and
+        then it is read by quorum, as it is where nothing was shown.
+        """
         tried: tuple[Grant, PartitionLease | None] | None = None  # None: nothing was written yet.
         for _ in range(ATTEMPTS_MAX):
             try:
-                raw, lease = await self._read(partition)
+                raw, lease = await self._read(partition) if shown is None else (shown, PartitionLease.parse(shown))
+                shown = None
             except (KubeError, Unclear) as error:
                 return _unsettled(f"its Lease could not be read: {error}")
             except MalformedLease as error:
@@ -169,7 +177,11 @@ class Writer:
         return True
 
     async def raise_status(self, partition: Partition, epoch: int) -> None:
-        """Leaves the epoch in the KVPartition's status, as a floor for when its Lease is lost. Best effort."""
+        """Leaves the epoch in the KVPartition's status, as a floor for when its Lease is lost. Best effort.
+
+        A moment later: whoever takes over now needs the API server more.
+        """
+        await asyncio.sleep(RAISE_SECONDS)
         body = {"status": {"epoch": epoch}}
         try:
             async with self._statuses:

@@ -69,7 +69,9 @@ TABLE_DELAY_SECONDS: Final = 0.05
 NAMESPACE_DELAY_SECONDS: Final = 0.2
 # The more there are, the longer: to plan a table takes some 30 us a partition of its namespace.
 DELAY_SECONDS_PER_PARTITION: Final = 0.0005
-# What a partition shows changes several times while it changes hands: of very many, once is enough.
+# What a partition shows changes several times while it changes hands, and who takes it over needs the API server
+# meanwhile: once, and after that, is enough; of very many, later still.
+SHOW_SECONDS_MIN: Final = 0.25
 SHOW_SECONDS_PER_PARTITION: Final = 0.002
 DELAY_SECONDS_MAX: Final = 2.0
 # How long a new pool's pods may take to get nodes before partitions are placed without knowing them.
@@ -158,7 +160,7 @@ class Reconciler:
         """The failover loop knows something new of a partition."""
         seen = self.cache.get(KV_PARTITIONS, namespace, partition)
         others = self.cache.count_of_kvns(KV_PARTITIONS, namespace, kvns_of(seen)) if seen is not None else 0
-        delay = min(DELAY_SECONDS_MAX, SHOW_SECONDS_PER_PARTITION * others)
+        delay = min(DELAY_SECONDS_MAX, max(SHOW_SECONDS_MIN, SHOW_SECONDS_PER_PARTITION * others))
         self.queue.add((PARTITION, namespace, partition), delay_seconds=delay)
 
     def on_transition(self, namespace: str, transition: Transition) -> None:

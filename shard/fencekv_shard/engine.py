@@ -26,7 +26,6 @@ from fencekv_shard import limits
 from fencekv_shard.api import Committed, Durability, Options, Waiter
 from fencekv_shard.journal import (
     Checkpoint,
-    Entry,
     Ownership,
     accepted_loss_entry,
     checkpoint_entry,
@@ -36,7 +35,7 @@ from fencekv_shard.journal import (
 from fencekv_shard.meters import Gate, Meters
 from fencekv_shard.pipeline import Pipeline
 from fencekv_shard.replica import Replica
-from fencekv_shard.rounds import Request, Round
+from fencekv_shard.rounds import Make, Request, Round
 from fencekv_shard.spec import PartitionSpec
 from fencekv_shard.store import DiskFull, PromiseMoved
 from fencekv_shard.transaction import Transaction
@@ -181,28 +180,13 @@ class Engine:
             raise self._stopped
         self.count([member for member in members if member != self.member])
         self.standbys_in_set = len(members) - 1
-        last, now_ns = self.replica.last, self._clock.unix_ns
-        if last.epoch < self.epoch:
-            ownership = Ownership(
-                previous_epoch=last.epoch,
-                previous_seq=last.seq,
-                previous_txid=last.txid,
-                previous_chain=self.replica.chain,
-                session=session,
-            )
-            await self._append_internal(
-                lambda seq, txid: ownership_entry(
-                    seq=seq, txid=txid, epoch=self.epoch, unix_ns=now_ns(), ownership=ownership
-                )
-            )
-        if accepted_loss is not None and not self._loss_journaled:
-            await self._append_internal(
-                lambda seq, txid: accepted_loss_entry(
-                    seq=seq, txid=txid, epoch=self.epoch, unix_ns=now_ns(), accepted_epoch=accepted_loss
-                )
-            )
-            self._loss_journaled = True
-        seq = await self._record_set(members, set_version)
+        # In one round: whoever waits for the new owner waits for each fsync, here and at the standbys.
+        seq = await self._append_internal(
+            *self._ownership(session),
+            *self._loss(accepted_loss),
+            self._in_sync(members, set_version),
+        )
+        self._loss_journaled = accepted_loss is not None
         await self.wait_committed(seq)
 
     async def record_set(self, members: tuple[str, ...], set_version: int) -> int:
@@ -212,16 +196,42 @@ class Engine:
         return await self._record_set(members, set_version)
 
     async def _record_set(self, members: tuple[str, ...], set_version: int) -> int:
-        now_ns = self._clock.unix_ns
-        return await self._append_internal(
-            lambda seq, txid: in_sync_entry(
-                seq=seq,
-                txid=txid,
-                epoch=self.epoch,
-                unix_ns=now_ns(),
-                version=set_version,
-                members=members,
+        return await self._append_internal(self._in_sync(members, set_version))
+
+    def _ownership(self, session: str) -> list[Make]:
+        """The entry that begins the epoch, if it has not begun here."""
+        last = self.replica.last
+        if last.epoch == self.epoch:
+            return []
+        ownership = Ownership(
+            previous_epoch=last.epoch,
+            previous_seq=last.seq,
+            previous_txid=last.txid,
+            previous_chain=self.replica.chain,
+            session=session,
+        )
+        now_ns, epoch = self._clock.unix_ns, self.epoch
+        return [
+            lambda seq, txid: ownership_entry(
+                seq=seq, txid=txid, epoch=epoch, unix_ns=now_ns(), ownership=ownership
             )
+        ]
+
+    def _loss(self, accepted_loss: int | None) -> list[Make]:
+        """The entry that says that a loss was accepted, if one was and nothing says so yet."""
+        if accepted_loss is None or self._loss_journaled:
+            return []
+        now_ns, epoch = self._clock.unix_ns, self.epoch
+        return [
+            lambda seq, txid: accepted_loss_entry(
+                seq=seq, txid=txid, epoch=epoch, unix_ns=now_ns(), accepted_epoch=accepted_loss
+            )
+        ]
+
+    def _in_sync(self, members: tuple[str, ...], set_version: int) -> Make:
+        now_ns, epoch = self._clock.unix_ns, self.epoch
+        return lambda seq, txid: in_sync_entry(
+            seq=seq, txid=txid, epoch=epoch, unix_ns=now_ns(), version=set_version, members=members
         )
 
     async def journal_checkpoint(self, checkpoint: Checkpoint) -> int:
@@ -363,10 +373,11 @@ class Engine:
         self.stop(NotOwner("a commit failed on this shard", epoch=self.epoch))
         self._on_fatal(error)
 
-    async def _append_internal(self, make: Callable[[int, int], Entry]) -> int:
+    async def _append_internal(self, *makes: Make) -> int:
+        """Appends entries of our own in one round; gives the last one's seq once they are fsynced here."""
         if self._stopped is not None:
             raise self._stopped
-        return await self._pipeline.submit_internal(make)
+        return (await asyncio.gather(*[self._pipeline.submit_internal(make) for make in makes]))[-1]
 
     # -- acknowledgement --------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Collection, Coroutine
+from dataclasses import dataclass
 from typing import Any, Final
 
 from fencekv.leases import Session
@@ -215,6 +216,7 @@ class Feeds:
 
     Args:
         lookup: gives an owned partition by UID; None: this shard does not own it (now).
+        expects: whether this shard may come to own a partition: it holds a replica.
         session_over: asks the API server whether a session is over.
     """
 
@@ -224,11 +226,13 @@ class Feeds:
         kvns: str,
         session: Session,
         lookup: Callable[[str], Owned | None],
+        expects: Callable[[str], bool],
         session_over: Callable[[Session], Awaitable[bool]],
         spawn: Spawn,
     ) -> None:
         self._spawn = spawn
-        self._kvns, self._session, self._lookup, self._session_over = kvns, session, lookup, session_over
+        self._kvns, self._session, self._session_over = kvns, session, session_over
+        self._lookup, self._expects = lookup, expects
         self._links: dict[int, _Link] = {}  # by number, in the order they came
         self._number = 0
         self._refused = ""  # why the last one was refused that could not be spoken with; empty: none was
@@ -245,7 +249,7 @@ class Feeds:
         for earlier in self._links.values():
             if earlier.session == greeted.session:
                 earlier.channel.close()  # nobody is there any more, which TCP finds out much later
-        link = _Link(channel, greeted, self._lookup, self._spawn)
+        link = _Link(channel, greeted, lookup=self._lookup, expects=self._expects, spawn=self._spawn)
         self._number += 1
         number = self._number
         self._links[number] = link
@@ -273,6 +277,16 @@ class Feeds:
         for link in self._links.values():
             link.channel.close()
 
+    def begun(self, uid: str) -> None:
+        """This shard owns a partition from here on: whoever came too early to follow it does so now."""
+        for link in self._links.values():
+            link.begun(uid)
+
+    def tick(self, slice_seconds: float) -> None:
+        """Refuses those who came to follow what this shard still does not own."""
+        for link in self._links.values():
+            link.tick(slice_seconds)
+
     def ping(self, number: int) -> None:
         """Asks every follower for a sign of life; waits for none."""
         for link in self._links.values():
@@ -296,15 +310,35 @@ class Pings:
             await self._channel.send(["ping", number])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Subscription:
+    """What a standby says of its replica, to follow the owner of a partition."""
+
+    uid: str
+    number: int
+    replica_id: str
+    promised: int
+    last_seq: int
+    last_epoch: int
+    chain: bytes
+
+
 class _Link:
     """One connection: its feeds by partition."""
 
     def __init__(
-        self, channel: Channel, greeted: Greeted, lookup: Callable[[str], Owned | None], spawn: Spawn
+        self,
+        channel: Channel,
+        greeted: Greeted,
+        *,
+        lookup: Callable[[str], Owned | None],
+        expects: Callable[[str], bool],
+        spawn: Spawn,
     ) -> None:
         self._spawn = spawn
         self.pings = Pings(channel, spawn)
-        self.channel, self.session, self._lookup = channel, greeted.session, lookup
+        self.channel, self.session, self._lookup, self._expects = channel, greeted.session, lookup, expects
+        self._early: dict[str, tuple[_Subscription, float]] = {}  # by UID, with the seconds that they have waited
         self._version = greeted.version
         self._voice = Voice()
         self._feeds: dict[str, tuple[Feed, Owned, asyncio.Task[None]]] = {}
@@ -324,12 +358,40 @@ class _Link:
             owned.detach(feed.member, feed)
             left.append((owned, feed.member))
         self._feeds.clear()
+        self._early.clear()
         return left
+
+    def begun(self, uid: str) -> None:
+        """The partition is owned here from now on."""
+        early, owned = self._early.pop(uid, None), self._lookup(uid)
+        if early is not None and owned is not None and (reason := self._admit(early[0], owned)):
+            self._spawn(self._refuse(uid, owned.engine.epoch, reason))
+
+    def tick(self, slice_seconds: float) -> None:
+        """Refuses who has waited for too long; it may be right to ask elsewhere."""
+        for uid, (subscription, seconds) in list(self._early.items()):
+            self._early[uid] = subscription, seconds + slice_seconds
+            if seconds + slice_seconds >= limits.EARLY_SECONDS_MAX:
+                del self._early[uid]
+                self._spawn(self._refuse(uid, 0, "not-owner"))
 
     async def _take(self, message: Message) -> None:
         kind = message[0]
         if kind == "subscribe":
-            await self._subscribe(*fields(message, str, int, str, int, int, int, bytes))
+            uid, number, replica_id, promised, last_seq, last_epoch, chain = fields(
+                message, str, int, str, int, int, int, bytes
+            )
+            await self._subscribe(
+                _Subscription(
+                    uid=uid,
+                    number=number,
+                    replica_id=replica_id,
+                    promised=promised,
+                    last_seq=last_seq,
+                    last_epoch=last_epoch,
+                    chain=chain,
+                )
+            )
         elif kind == "confirm":
             uid, epoch, replica_id, seq = fields(message, str, int, str, int)
             entry = self._feeds.get(uid)
@@ -355,47 +417,50 @@ class _Link:
         elif kind == "ping":
             await self.channel.send(["pong", *fields(message, int)])
 
-    async def _subscribe(
-        self,
-        uid: str,
-        number: int,
-        replica_id: str,
-        promised: int,
-        last_seq: int,
-        last_epoch: int,
-        chain: bytes,
-    ) -> None:
-        if last_seq < -1:
-            raise ChannelClosed(f"subscribe: last seq {last_seq}")
-        self._drop(uid)
-        owned = self._lookup(uid)
-        if owned is None:
-            await self.channel.send(["refuse", uid, 0, "not-owner"])
-            return
-        if promised > owned.engine.epoch or last_epoch > owned.engine.epoch:
-            await self.channel.send(["refuse", uid, owned.engine.epoch, "stale-epoch"])
-            return
+    async def _subscribe(self, asked: _Subscription) -> None:
+        if asked.last_seq < -1:
+            raise ChannelClosed(f"subscribe: last seq {asked.last_seq}")
+        self._drop(asked.uid)
+        owned = self._lookup(asked.uid)
+        if owned is None and self._expects(asked.uid):
+            # Both heard of the grant at once, and who was granted first makes its promise: to dial again and again
+            # until then would leave the new owner without a standby for longer than it takes.
+            self._early[asked.uid] = asked, 0.0
+        elif owned is None:
+            await self._refuse(asked.uid, 0, "not-owner")
+        elif reason := self._admit(asked, owned):
+            await self._refuse(asked.uid, owned.engine.epoch, reason)
+
+    def _admit(self, asked: _Subscription, owned: Owned) -> str:
+        """Has a standby follow; gives why not, empty if it does."""
+        if asked.promised > owned.engine.epoch or asked.last_epoch > owned.engine.epoch:
+            return "stale-epoch"
         feed = Feed(
             channel=self.channel,
             owned=owned,
-            uid=uid,
-            number=number,
+            uid=asked.uid,
+            number=asked.number,
             pod=self.session.pod,
-            replica_id=replica_id,
-            last_seq=last_seq,
-            chain=chain,
+            replica_id=asked.replica_id,
+            last_seq=asked.last_seq,
+            chain=asked.chain,
             voice=self._voice,
             version=self._version,
         )
         owned.attach(feed.member, feed)
-        task = self._spawn(self._run(feed))
-        self._feeds[uid] = (feed, owned, task)
+        self._feeds[asked.uid] = feed, owned, self._spawn(self._run(feed))
+        return ""
+
+    async def _refuse(self, uid: str, epoch: int, reason: str) -> None:
+        with contextlib.suppress(ChannelClosed):  # which whoever receives on it notices as well
+            await self.channel.send(["refuse", uid, epoch, reason])
 
     async def _run(self, feed: Feed) -> None:
         with contextlib.suppress(ChannelClosed):
             await feed.run()
 
     def _drop(self, uid: str) -> None:
+        self._early.pop(uid, None)
         entry = self._feeds.pop(uid, None)
         if entry is not None:
             feed, owned, task = entry

@@ -70,6 +70,7 @@ JOIN_LAG_ENTRIES_MAX: Final = 64  # a standby this close to the end may join the
 TICK_SECONDS: Final = 0.25  # of the node: silent standbys, pings
 TICK_SLICE_SECONDS_MAX: Final = 0.5  # what one tick may count: a long pause was ours, not the standbys'
 PEER_SILENCE_SECONDS: Final = 2.0  # then the connection is given up and dialled again
+EARLY_SECONDS_MAX: Final = 1.0  # who comes to follow a partition before it is granted here waits this long
 STANDBY_TIMEOUT_SECONDS: Final = 1.0  # a counted standby silent this long is asked out of the set
 STANDBY_STALL_SECONDS: Final = 3.0  # and one that answers, but has confirmed nothing more for this long
 LEASE_READS_MAX: Final = 8  # of all partitions at the API server at a time; session and watches come beside

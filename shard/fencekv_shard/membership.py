@@ -161,39 +161,3 @@ class Membership:
                 self._on_deposed()
             raise NotOurs(f"{seen.name} names {seen.session} with epoch {seen.epoch}")
         self._lease, self.seen = lease, seen
-
-
-async def current_grant(
-    kube: LeaseKube, namespace: str, grant: PartitionLease, *, wanted: Callable[[], bool]
-) -> Object | None:
-    """The Lease by quorum read, if it still is the grant that a watch showed; None: it is not, or not `wanted`.
-
-    A watch may lag, and what it shows late may be a Lease that was deleted and replaced meanwhile.
-    """
-    while wanted():
-        try:
-            raw = await kube.get(LEASES, namespace, grant.name, timeout=CAS_SECONDS)
-            again = PartitionLease.parse(raw)
-        except KubeNotFound:
-            return None
-        except (Unclear, KubeError, leases.MalformedLease) as error:
-            logger.warning("%s: grant not confirmed yet: %s", grant.name, error)
-            await asyncio.sleep(RETRY_SECONDS)
-            continue
-        same = (again.uid, again.session, again.epoch) == (grant.uid, grant.session, grant.epoch)
-        return raw if same and not again.is_released else None
-    return None
-
-
-async def decline(
-    kube: LeaseKube, namespace: str, grant: PartitionLease, *, seq: int, target: str, wanted: Callable[[], bool]
-) -> None:
-    """Gives back a grant under which nothing was or ever will be begun here."""
-    while (raw := await current_grant(kube, namespace, grant, wanted=wanted)) is not None:
-        body = leases.released_partition(raw, epoch=grant.epoch, seq=seq, target=target)
-        try:
-            await kube.replace(LEASES, namespace, body, timeout=CAS_SECONDS)
-            return
-        except (Unclear, KubeError) as error:
-            logger.info("%s: not given back yet: %s", grant.name, error)
-        await asyncio.sleep(RETRY_SECONDS)

@@ -24,8 +24,8 @@ from fencekv import leases
 from fencekv.clock import Clock
 from fencekv.errors import Invalid, NotOwner, Unavailable
 from fencekv.informer import Informer
-from fencekv.kube import KV_NAMESPACES, KV_PARTITIONS, LEASES, Kube, KubeError, Unclear
-from fencekv.leases import PartitionLease, Session, SessionLease
+from fencekv.kube import KV_NAMESPACES, KV_PARTITIONS, LEASES, Kube
+from fencekv.leases import PartitionLease, Session
 from fencekv_shard import folder, limits
 from fencekv_shard.api import Route, Table
 from fencekv_shard.catalog import Catalog
@@ -41,7 +41,7 @@ from fencekv_shard.owned import Owned, Rota
 from fencekv_shard.partition import Partition
 from fencekv_shard.peer import Listener, Transport
 from fencekv_shard.replica import Replica
-from fencekv_shard.session import LeaseTimes, SessionKeeper, SessionOver
+from fencekv_shard.session import LeaseTimes, SessionKeeper, SessionOver, is_over
 from fencekv_shard.spec import PartitionSpec
 from fencekv_shard.store import CommitFailed, StorageError
 from fencekv_shard.surroundings import Surroundings
@@ -103,14 +103,15 @@ class Node:
         )
         self._links = Links(transport=transport, session=config.session, kvns=config.kvns, spawn=self._spawn)
         self._rota = Rota(clock)
-        self._around = self._shared(executor, new_id)
         self._feeds = Feeds(
             kvns=config.kvns,
             session=config.session,
             lookup=self._owned_of,
-            session_over=self._session_over,
+            expects=lambda uid: uid in self._partitions,
+            session_over=partial(is_over, kube, config.namespace),
             spawn=self._spawn,
         )
+        self._around = self._shared(executor, new_id)
         self._leaver = Leaver(
             kube=kube,
             namespace=config.namespace,
@@ -151,6 +152,7 @@ class Node:
             executor=executor,
             new_id=new_id,
             links=self._links,
+            begun=self._feeds.begun,
             spawn=self._spawn,
             on_fatal=self._fatal,
         )
@@ -456,6 +458,7 @@ class Node:
             number += 1
             self._rota.tick(elapsed, valid=self.session.valid())
             self._links.tick(elapsed)
+            self._feeds.tick(elapsed)
             self._links.ping(number)
             self._feeds.ping(number)
 
@@ -465,15 +468,6 @@ class Node:
     def _owned_of(self, uid: str) -> Owned | None:
         partition = self._partitions.get(uid)
         return partition.owned if partition else None
-
-    async def _session_over(self, session: Session) -> bool:
-        try:
-            lease = await self._kube.get(
-                LEASES, self.config.namespace, leases.session_lease_name(session.pod), timeout=1.0
-            )
-            return SessionLease.parse(lease).over(session)
-        except (KubeError, Unclear, leases.MalformedLease):
-            return False
 
     def _known_epochs(self) -> Mapping[str, int]:
         stored = {uid: replica.known_epoch for uid, replica in self._stored.items()}

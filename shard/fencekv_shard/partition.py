@@ -13,10 +13,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 from fencekv.errors import Exhausted, FenceKVError, NotOwner, Unavailable, Unknown
-from fencekv.leases import PartitionLease, pod_of
+from fencekv.leases import PartitionLease
 from fencekv.token import Token
 from fencekv_shard import api, limits
 from fencekv_shard.api import Committed, Consistency, Durability, Options
@@ -26,21 +26,20 @@ from fencekv_shard.engine import Engine
 from fencekv_shard.fence import Event, Fence, Role
 from fencekv_shard.folder import Seed
 from fencekv_shard.freshness import Freshness, judge
+from fencekv_shard.granting import OPEN_PAUSE_SECONDS, taken
 from fencekv_shard.holding import Holding
-from fencekv_shard.membership import Membership, current_grant, decline
+from fencekv_shard.membership import Membership
 from fencekv_shard.meters import Change, Gate
 from fencekv_shard.owned import Owned
 from fencekv_shard.replica import Replica
 from fencekv_shard.spec import PartitionSpec
-from fencekv_shard.store import CommitFailed, DiskFull, StalePromise, Unreadable
+from fencekv_shard.store import CommitFailed, DiskFull, Unreadable
 from fencekv_shard.surroundings import Surroundings
 from fencekv_shard.transaction import Transaction
 from fencekv_shard.trimmer import Trimmer
 from fencekv_shard.view import Closed
 
 logger = logging.getLogger(__name__)
-
-OPEN_PAUSE_SECONDS: Final = 0.5
 
 
 class Partition:
@@ -254,7 +253,14 @@ class Partition:
         self._depose(NotOwner("granted anew", epoch=seen.epoch))
         # From here on this shard reports the epoch, so that no other grant uses it again.
         self.fence = self.fence.on(Event.GRANT, epoch=seen.epoch)
-        current = await self._promised(seen)
+        current = await taken(
+            seen,
+            replica=self.replica,
+            member=self.member,
+            spec=self.spec,
+            around=self._around,
+            wanted=self._wanted,
+        )
         if self.fence != Fence(role=Role.GRANTED, epoch=seen.epoch):
             return  # closed meanwhile
         if current is None:
@@ -285,34 +291,8 @@ class Partition:
         )
         rota, doubt = around.rota, self._trimmer.check
         self.owned = Owned(engine=engine, membership=membership, rota=rota, spawn=around.spawn, on_doubt=doubt)
+        around.begun(self.spec.uid)
         around.spawn(self._open(self.owned, seen))
-
-    async def _promised(self, seen: PartitionLease) -> dict[str, Any] | None:
-        """Promises the granted epoch, durably; gives the Lease. None: this replica cannot act on the grant."""
-        around, kube, namespace = self._around, self._around.kube, self._around.namespace
-        while (raw := await current_grant(kube, namespace, seen, wanted=self._wanted)) is not None:
-            target, last = "", self.replica.last.seq
-            if self.member in seen.in_sync:
-                try:
-                    await self.replica.promise(seen.epoch)
-                    return raw
-                except StalePromise as error:
-                    # The report says which epoch was promised, and the operator grants above it.
-                    logger.warning("%s: %s", self.name, error)
-                    return None
-                except CommitFailed as error:
-                    around.on_fatal(error)
-                    return None
-                except DiskFull as error:
-                    logger.warning("%s: epoch %d not promised: %s", self.name, seen.epoch, error)
-                await asyncio.sleep(OPEN_PAUSE_SECONDS)
-                target = next((pod_of(member) for member in seen.in_sync if member != self.member), "")
-                if not target or self.spec.durability is Durability.STANDARD:
-                    continue  # nobody else holds all that was acknowledged
-            else:
-                logger.error("%s: granted to us, but %s is not in %s", self.name, self.member, seen.in_sync)
-            await decline(kube, namespace, seen, seq=last, target=target, wanted=self._wanted)
-        return None
 
     def _wanted(self) -> bool:
         return not self._closed and not self._around.session.over

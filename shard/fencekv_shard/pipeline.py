@@ -14,16 +14,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
 from typing import Protocol
 
 from fencekv.clock import Clock
 from fencekv.errors import Exhausted, FenceKVError, Unavailable
 from fencekv_shard import limits
-from fencekv_shard.journal import Entry
 from fencekv_shard.meters import Meters
 from fencekv_shard.replica import Replica
-from fencekv_shard.rounds import Internal, Request, Round
+from fencekv_shard.rounds import Internal, Make, Request, Round
 from fencekv_shard.state import Growth
 from fencekv_shard.store import DiskFull, StorageError
 from fencekv_shard.transaction import Put, Transaction
@@ -100,7 +98,7 @@ class Pipeline:
         self._check_reserve(request.transaction)
         self._add(request)
 
-    def submit_internal(self, make: Callable[[int, int], Entry]) -> asyncio.Future[int]:
+    def submit_internal(self, make: Make) -> asyncio.Future[int]:
         """Takes an entry of our own; gives its seq once it is durable here."""
         item = Internal(make, asyncio.get_running_loop().create_future())
         self._round().add_internal(item)

@@ -19,6 +19,8 @@ from fencekv_shard.replica import Replica
 from fencekv_shard.state import Growth
 from fencekv_shard.transaction import Effect, Get, Record, Transaction, Write, evaluate
 
+Make = Callable[[int, int], Entry]  # (seq, txid) -> entry
+
 
 class Request:
     """A transaction to be committed, and then its answer, which waits until `needs_seq` is committed.
@@ -59,7 +61,7 @@ class Request:
 class Internal:
     """An entry of our own kind: ownership, in-sync set. Its result is its seq, once fsynced."""
 
-    make: Callable[[int, int], Entry]  # (seq, txid) -> entry
+    make: Make
     future: asyncio.Future[int]
 
     def fail(self, error: FenceKVError) -> None:

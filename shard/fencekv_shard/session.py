@@ -279,3 +279,13 @@ class SessionKeeper:
     def _lost(self, reason: str) -> None:
         self._over = self._over or reason
         raise SessionOver(reason)
+
+
+async def is_over(kube: Kube, namespace: str, session: Session) -> bool:
+    """Whether a session's Lease says that it is over; False as well if that cannot be read."""
+    try:
+        name = leases.session_lease_name(session.pod)
+        raw = await kube.get(LEASES, namespace, name, timeout=RENEWAL_TIMEOUT_SECONDS)
+        return SessionLease.parse(raw).over(session)
+    except (KubeError, Unclear, leases.MalformedLease):
+        return False

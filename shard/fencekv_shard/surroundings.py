@@ -33,5 +33,6 @@ class Surroundings:
     executor: Executor
     new_id: Callable[[], str]
     links: Links
+    begun: Callable[[str], None]  # this shard owns a partition, by UID, from here on
     spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
     on_fatal: Callable[[BaseException], None]

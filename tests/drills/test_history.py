@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from history import Records, Verdict, again_seconds, judge, strays, waited_seconds
+from history import Records, Verdict, again_seconds, handovers, judge, strays, waited_seconds
 
 END = {"end": True, "stopped": 10.0, "read_error": ""}
 
@@ -104,6 +104,22 @@ def test_a_partition_that_acknowledges_nothing_any_more_is_paused_to_the_end() -
 
 def test_a_partition_that_never_acknowledged_is_paused_without_end() -> None:
     assert judged(*ALL_WELL, partitions=("p-0", "p-1")).pause_seconds == math.inf
+
+
+def test_each_change_of_an_owner_counts_for_itself() -> None:
+    lines = (
+        put("a", "1.0", 1.0, 1.1),
+        put("b", "1.1", 1.2, 1.5),
+        put("x", "1.2", 1.5, 1.7, shard="s-0:7070"),  # of somebody who asks one shard alone
+        put("c", "2.3", 1.3, 2.0),
+        put("d", "1.2", 1.3, 2.1),  # acknowledged long before, and heard of late
+        put("e", "2.4", 2.1, 2.2),
+        put("f", "4.5", 2.3, 2.6),
+        put("g", "7.0", 1.0, 1.4, partition="p-1"),
+        put("h", "8.1", 1.5, 3.4, partition="p-1"),
+    )
+    gathered = records(*lines, partitions=("p-0", "p-1"))
+    assert handovers(gathered) == pytest.approx([0.5, 0.4, 2.0])
 
 
 def test_the_last_partition_counts_from_a_moment_on() -> None:

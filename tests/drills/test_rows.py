@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+import drills
 import operators
 from history import Failure, Verdict
 from kubectl import Cluster
@@ -19,7 +20,14 @@ ALL_WELL = {"lost": 0, "stale": 0, "doubled": 0, "failed": 0, "unknown": 0}
 REFUSED = Failure(key="k", partition="p", error="Unavailable", detail="", sent=1, answered=2, shard="")
 
 
-def run(*, seconds: float = 0.5, strays: int = 0, costly: tuple[str, ...] = (), **counts: int) -> Run:
+def run(
+    *,
+    seconds: float = 0.5,
+    strays: int = 0,
+    handovers: tuple[float, ...] = (),
+    costly: tuple[str, ...] = (),
+    **counts: int,
+) -> Run:
     verdict = Verdict(
         acknowledged=1,
         pause_seconds=seconds,
@@ -28,7 +36,8 @@ def run(*, seconds: float = 0.5, strays: int = 0, costly: tuple[str, ...] = (), 
         examples=(),
         **ALL_WELL | counts,
     )
-    return Run(seconds=seconds, verdict=verdict, strays=(REFUSED,) * strays, costly=costly)
+    lost = (REFUSED,) * strays
+    return Run(seconds=seconds, verdict=verdict, strays=lost, handovers=handovers, costly=costly)
 
 
 @pytest.mark.parametrize(
@@ -52,6 +61,24 @@ def run(*, seconds: float = 0.5, strays: int = 0, costly: tuple[str, ...] = (), 
 )
 def test_what_does_not_hold_depends_on_the_row(row: str, done: Run, wrong: list[str]) -> None:
     assert done.wrong(BY_NAME[row]) == wrong
+
+
+@pytest.mark.parametrize(
+    ("handovers", "wrong"),
+    [
+        ([(0.2, 0.9), (0.1,)], []),
+        ([(0.2, 0.9), (0.3,)], ["median of the changes of owners 0.30 s, limit 0.25 s"]),
+        ([()], ["median of the changes of owners not known, limit 0.25 s"]),
+    ],
+)
+def test_the_median_of_planned_moves_is_that_of_all_of_them(
+    handovers: list[tuple[float, ...]], wrong: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = iter(handovers)
+    monkeypatch.setattr(drills, "run", lambda *_: run(handovers=next(done)))
+    told = drills.repeat(Cluster(Path("/dev/null")), BY_NAME["switchover"], len(handovers))
+    assert told["wrong"] == wrong
+    assert told["changesOfOwners"] == sum(map(len, handovers))
 
 
 def test_a_busy_machine_may_take_longer_and_lose_no_more() -> None:

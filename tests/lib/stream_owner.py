@@ -74,14 +74,16 @@ class OwnerSide:
     """An owner that serves followers. End it."""
 
     def __init__(self, own: Bench) -> None:
-        self.owning = Owning(own)
+        self.owning, self.owns = Owning(own), True
+        self.expects = True  # that it comes to own what it does not own yet
         self.asked = 0  # how often whether a session is over
         self.over_at = 0  # the question whose answer is yes; 0: none's
         self._tasks: list[asyncio.Task[None]] = []
-        self._feeds = Feeds(
+        self.feeds = Feeds(
             kvns="sample",
             session=OWNER,
-            lookup=lambda _uid: cast("Owned", self.owning),
+            lookup=lambda _uid: cast("Owned", self.owning) if self.owns else None,
+            expects=lambda _uid: self.expects,
             session_over=self._over,
             spawn=self._spawn,
         )
@@ -97,7 +99,7 @@ class OwnerSide:
     def dialled(self) -> Standby:
         """A connection to it."""
         near, far = pipe()
-        self._spawn(self._feeds.serve(cast("Channel", far)))
+        self._spawn(self.feeds.serve(cast("Channel", far)))
         return Standby(near)
 
     async def end(self) -> None:

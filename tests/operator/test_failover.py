@@ -597,6 +597,38 @@ class TestRelease:
 
         world.run(story)
 
+    @pytest.mark.parametrize("changes", [False, True])
+    def test_it_is_granted_on_as_a_watch_showed_it_unless_it_has_changed(self, changes: bool) -> None:
+        """A CAS that succeeds proves that nothing else was there to be read; one that fails, that there is."""
+        world = World()
+
+        async def story() -> None:
+            await world.started()
+            world.join_all()
+            await asyncio.sleep(1)
+            asked: list[str] = []
+            submit = world.api.submit
+            path = LEASES.path(NAMESPACE, leases.partition_lease_name("orders-0"))
+
+            def watched(source: Process, request: Request, answer: Any) -> None:
+                if request.path == path and source is world.operators[0][0]:
+                    asked.append(request.method)
+                    if changes and asked == ["PUT"]:
+                        world.change_record("orders-0", lambda raw: leases.with_alone_since(raw, 1))
+                submit(source, request, answer)
+
+            world.api.submit = watched  # type: ignore[method-assign]
+            world.change_record(
+                "orders-0", lambda raw: leases.released_partition(raw, epoch=1, seq=5, target="s-2")
+            )
+            await world.until(lambda: world.epoch() == 2)
+            assert asked == (["PUT", "GET", "PUT"] if changes else ["PUT"])
+            record = world.record("orders-0")
+            assert record is not None
+            assert (record.session and record.session.pod, record.is_released) == ("s-2", False)
+
+        world.run(story)
+
     def test_an_owner_that_is_alone_is_asked_to_let_go(self) -> None:
         world = World()
 

@@ -19,8 +19,9 @@ from fencekv.kube import LEASES, KubeError, Unclear
 from fencekv.leases import PartitionLease, Session
 from fencekv_shard import limits
 from fencekv_shard.api import Committed, Durability, Options
+from fencekv_shard.granting import current_grant, decline
 from fencekv_shard.journal import InSync
-from fencekv_shard.membership import Membership, NotOurs, current_grant, decline
+from fencekv_shard.membership import Membership, NotOurs
 from fencekv_shard.owned import Owned, Rota, Voice, Wakeable
 
 OURS, OTHER = Session("sample-0", "uid-0", "n0"), Session("sample-1", "uid-1", "n1")

@@ -15,7 +15,7 @@ from fencekv import leases
 from fencekv.errors import FenceKVError, NotOwner, Unavailable, Unknown
 from fencekv.kube import KV_PARTITIONS, LEASES, Unclear
 from fencekv.leases import PartitionLease
-from fencekv_shard import limits
+from fencekv_shard import granting, limits
 from fencekv_shard.api import Committed, Consistency, Options
 from fencekv_shard.fence import Role
 from fencekv_shard.greeting import PROTOCOL
@@ -236,6 +236,26 @@ async def test_a_planned_move_loses_and_refuses_nothing(trio: Trio) -> None:
     assert await value(second, "a") == b"1"
     await asyncio.wait_for(held, 1)
     assert first.fence.role is Role.STANDBY
+
+
+async def test_standbys_that_hear_of_a_grant_first_are_not_sent_away(
+    trio: Trio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would ask again later and later, while the new owner can serve nobody without them."""
+    monkeypatch.setattr(limits, "EARLY_SECONDS_MAX", 3600.0)
+    uid, first = await owned(trio)
+    assert await first.move("sample-2")
+    target, read = trio.shards["sample-2"].node, granting.current_grant
+
+    async def when_all_are_there(*args: Any, **options: Any) -> Any:
+        await until(lambda: sum(uid in link._early for link in target._feeds._links.values()) == 2)
+        return await read(*args, **options)
+
+    monkeypatch.setattr(granting, "current_grant", when_all_are_there)
+    await trio.grant("sample-2", uid)
+    second = await trio.owner("sample-2", uid)
+    assert second.owned is not None
+    assert len(second.owned.followers) == 2
 
 
 async def test_an_epoch_that_was_closed_appends_nothing_more(trio: Trio) -> None:

@@ -149,3 +149,59 @@ async def ended(standby: Standby) -> None:
     """Waits until the connection has ended."""
     while await standby.next() is not None:
         pass
+
+
+async def test_who_comes_before_the_grant_follows_as_soon_as_it_is_there(own: Bench, side: OwnerSide) -> None:
+    """Both heard of the grant at once: who was granted promises first, and the other need not ask again."""
+    side.owns = False
+    standby = await following(side, last=own.replica.last.seq, chain=own.replica.chain)
+    side.feeds.tick(limits.EARLY_SECONDS_MAX / 2)
+    await turns()
+    assert standby.heard() == []
+    side.owns = True
+    side.feeds.begun(UID)
+    await turns(100)
+    assert [message and message[0] for message in standby.heard()] == ["truncate", "append"]
+    side.feeds.begun(UID)
+    side.feeds.tick(limits.EARLY_SECONDS_MAX)
+    await turns(100)
+    assert (standby.heard(), len(side.owning.feeds)) == ([], 1)
+
+
+@pytest.mark.parametrize("expects", [True, False])
+async def test_who_comes_to_the_wrong_shard_is_told_so(own: Bench, side: OwnerSide, expects: bool) -> None:
+    side.owns, side.expects = False, expects
+    standby = await greeted(side)
+    told = await standby.says("subscribe", UID, 1, "r1", 0, -1, 0, ZERO_HASH)
+    if expects:
+        side.feeds.tick(limits.EARLY_SECONDS_MAX / 2)
+        assert told == standby.heard() == []
+        side.feeds.tick(limits.EARLY_SECONDS_MAX / 2)
+        await turns()
+        told = standby.heard()
+    assert told == [["refuse", UID, 0, "not-owner"]]
+    side.owns = True
+    side.feeds.begun(UID)
+    assert side.owning.feeds == [], "whoever was refused subscribes anew"
+
+
+async def test_only_the_last_of_several_early_ones_follows(own: Bench, side: OwnerSide) -> None:
+    side.owns = False
+    last, chain = own.replica.last.seq, own.replica.chain
+    standby = await following(side, last=last, chain=chain)
+    await standby.says("subscribe", UID, 2, "r2", 0, last, 0, chain)
+    side.owns = True
+    side.feeds.begun(UID)
+    await turns(100)
+    assert standby.heard()[0] == ["truncate", UID, EPOCH, 2, last]
+    assert [feed.member for feed in side.owning.feeds] == ["sample-1/r2"]
+
+
+async def test_who_promised_more_meanwhile_is_refused_when_the_grant_is_there(own: Bench, side: OwnerSide) -> None:
+    side.owns = False
+    standby = await greeted(side)
+    await standby.says("subscribe", UID, 1, "r1", EPOCH + 1, -1, 0, ZERO_HASH)
+    side.owns = True
+    side.feeds.begun(UID)
+    await turns()
+    assert standby.heard() == [["refuse", UID, EPOCH, "stale-epoch"]]
