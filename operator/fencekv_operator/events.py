@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 COMPONENT: Final = "fencekv-operator"
 QUEUE_MAX: Final = 512
+BACKLOG_PAUSE_SECONDS: Final = 0.05  # between two while more wait: what they tell of needs the API server as well
 COUNTS_MAX: Final = 2048
 MESSAGE_CHARACTERS_MAX: Final = 1000
 # Conditions whose first appearance as False says nothing.
@@ -87,20 +88,18 @@ def condition_notices(obj: Mapping[str, Any], new: Sequence[Mapping[str, Any]]) 
     return notices
 
 
-def transition_notice(partition: Mapping[str, Any], transition: Transition) -> Notice:
-    """The Notice of an owner change."""
+def transition_notice(partition: Mapping[str, Any], transition: Transition) -> Notice | None:
+    """The Notice of an owner change. None: it is the first owner, and that the partition is Ready will be said."""
     change = transition
     if change.reason is Reason.CREATED:
-        text = f"{change.to_pod} owns it with epoch {change.to_epoch}"
-    else:
-        was = change.from_pod or "nobody"
-        text = (
-            f"owner {was} with epoch {change.from_epoch} -> {change.to_pod} with epoch {change.to_epoch} "
-            f"after {change.seconds:.2f} s: {change.reason}"
-        )
-    planned = change.reason in {Reason.CREATED, Reason.RELEASED, Reason.SESSION_RELEASED}
-    reason = "Granted" if change.reason is Reason.CREATED else "OwnerChanged"
-    return notice(partition, warning=not planned, reason=reason, message=text, once=str(change.to_epoch))
+        return None
+    was = change.from_pod or "nobody"
+    text = (
+        f"owner {was} with epoch {change.from_epoch} -> {change.to_pod} with epoch {change.to_epoch} "
+        f"after {change.seconds:.2f} s: {change.reason}"
+    )
+    planned = change.reason in {Reason.RELEASED, Reason.SESSION_RELEASED}
+    return notice(partition, warning=not planned, reason="OwnerChanged", message=text, once=str(change.to_epoch))
 
 
 def event_object(what: Notice, *, count: int, unix_seconds: float, reporter: str) -> Object:
@@ -154,6 +153,8 @@ class Recorder:
             except (KubeError, Unclear) as error:
                 self.dropped += 1
                 log.info("event %s of %s not posted: %s", what.reason, what.about_name, error)
+            if not self._queue.empty():
+                await asyncio.sleep(BACKLOG_PAUSE_SECONDS)
 
     async def _write(self, what: Notice) -> None:
         body = event_object(what, count=1, unix_seconds=self._clock.unix(), reporter=self._reporter)

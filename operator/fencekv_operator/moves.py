@@ -13,6 +13,7 @@ Invariants:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -21,7 +22,9 @@ from fencekv_operator.placing import Preference
 
 Space = tuple[str, str]  # Kubernetes namespace and KVNamespace
 
+# Moves that are under way together make each other's pauses longer; one after the other, many would take too long.
 OWNER_MOVES_AT_ONCE_MAX: Final = 4
+OWNER_MOVES_IN_A_ROW: Final = 20
 # How long nothing may have changed before an owner is moved: soon where rules demand it, later where they wish it.
 SETTLED_SECONDS: Final = 2.0
 CALM_SECONDS: Final = 30.0
@@ -84,11 +87,14 @@ def next_moves(
             underway[one.space] = underway.get(one.space, 0) + 1
             _count(counts, one.space, one.owner, one.target)
     chosen: list[Candidate] = []
+    candidates = list(candidates)
+    waiting = Counter(one.space for one in candidates)
     for each in sorted(candidates, key=lambda one: (-one.preference, -one.calm_seconds, one.namespace, one.name)):
         last = asked.get(each.uid)
         if last is not None and last.epoch == each.epoch and now < last.at + RETRY_SECONDS:
             continue
-        if underway.get(each.space, 0) >= OWNER_MOVES_AT_ONCE_MAX or not _is_wanted(each, counts):
+        at_once = min(OWNER_MOVES_AT_ONCE_MAX, 1 + waiting[each.space] // OWNER_MOVES_IN_A_ROW)
+        if underway.get(each.space, 0) >= at_once or not _is_wanted(each, counts):
             continue
         underway[each.space] = underway.get(each.space, 0) + 1
         _count(counts, each.space, each.owner, each.target)

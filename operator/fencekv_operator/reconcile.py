@@ -169,8 +169,9 @@ class Reconciler:
         if is_failover(transition):
             when = timestamp(self._clock.unix())
             self._failovers[transition.partition_uid] = Failover(transition=transition, when=when)
-        if partition is not None:
-            self._post(transition_notice(partition, transition))
+        told = transition_notice(partition, transition) if partition is not None else None
+        if told is not None:
+            self._post(told)
         self.on_change(namespace, transition.partition)
 
     async def run(self) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from fencekv import leases
 from fencekv.clock import Clock
@@ -50,7 +50,9 @@ from fencekv_shard.turns import Turns
 
 logger = logging.getLogger(__name__)
 
-MOVING_AT_ONCE = 16
+# Moves that are under way together make each other's pauses longer; one after the other, many would take too long.
+MOVES_IN_A_ROW: Final = 20
+MOVING_AT_ONCE_MAX: Final = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,16 +201,15 @@ class Node:
 
         It stays until the new owners serve: they count this replica, and would wait for one that is gone.
         """
-        slots = asyncio.Semaphore(MOVING_AT_ONCE)
+        owned = [p for p in self._partitions.values() if p.fence.role in {Role.OWNER, Role.GRANTED}]
+        slots = asyncio.Semaphore(min(MOVING_AT_ONCE_MAX, 1 + len(owned) // MOVES_IN_A_ROW))
 
         async def move(partition: Partition) -> None:
-            epoch = partition.fence.epoch
             async with slots:
-                moved = await partition.move()
-            if moved:
-                await partition.succeeded(epoch)
+                epoch = partition.fence.epoch
+                if await partition.move():
+                    await partition.succeeded(epoch)
 
-        owned = [p for p in self._partitions.values() if p.fence.role in {Role.OWNER, Role.GRANTED}]
         if owned:
             moves = [self._spawn(move(partition)) for partition in owned]
             await asyncio.wait(moves, timeout=limits.DRAIN_SECONDS)

@@ -165,10 +165,11 @@ async def test_an_owner_change_becomes_one_event_however_often_it_is_reported(op
     recorder = operator.recorder
     running = asyncio.create_task(recorder.run())
     try:
+        told = transition_notice(partition, change)
+        assert told is not None
         for _ in range(3):
-            recorder.post(transition_notice(partition, change))
-        name = transition_notice(partition, change).name
-        event = await _event(kube, namespace, name)
+            recorder.post(told)
+        event = await _event(kube, namespace, told.name)
     finally:
         running.cancel()
         await asyncio.wait([running])

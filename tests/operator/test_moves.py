@@ -13,6 +13,7 @@ from fencekv_operator.moves import (
     CALM_SECONDS,
     MOVE_SECONDS_MAX,
     OWNER_MOVES_AT_ONCE_MAX,
+    OWNER_MOVES_IN_A_ROW,
     RETRY_SECONDS,
     SETTLED_SECONDS,
     Asked,
@@ -75,17 +76,31 @@ def test_what_is_asked_for_and_when(wish: Preference, calm: float, owned: dict[s
 
 def test_a_few_at_a_time_and_the_most_wanted_first() -> None:
     wishes = [Preference.BALANCED, Preference.PREFERRED, Preference.REQUIRED]
-    many = [candidate(number, wish=wishes[number % 3]) for number in range(12)]
-    found = next_moves(many, owned={SPACE: {"p-0": 0, "p-1": 12}}, asked={}, epochs={}, now=100.0)
+    many = [candidate(number, wish=wishes[number % 3]) for number in range(150)]
+    found = next_moves(many, owned={SPACE: {"p-0": 0, "p-1": 150}}, asked={}, epochs={}, now=100.0)
     assert len(found) == OWNER_MOVES_AT_ONCE_MAX
     assert {one.preference for one in found} == {Preference.REQUIRED}
-    other = replace(candidate(99), kvns="other")
+    other = replace(candidate(999), kvns="other")
     both = next_moves([*many, other], owned=UNEVEN, asked={}, epochs={}, now=100.0)
-    assert "orders-99" in names(both), "the limit is a KVNamespace's own"
+    assert "orders-999" in names(both), "the limit is a KVNamespace's own"
+
+
+@pytest.mark.parametrize(
+    ("waiting", "at_once"),
+    [
+        (1, 1),
+        (OWNER_MOVES_IN_A_ROW - 1, 1),
+        (OWNER_MOVES_IN_A_ROW, 2),
+        (100 * OWNER_MOVES_IN_A_ROW, OWNER_MOVES_AT_ONCE_MAX),
+    ],
+)
+def test_what_few_moves_there_are_go_one_after_the_other(waiting: int, at_once: int) -> None:
+    many = [candidate(number) for number in range(waiting)]
+    assert len(next_moves(many, owned={SPACE: {"p-1": waiting}}, asked={}, epochs={}, now=100.0)) == at_once
 
 
 def test_what_was_asked_for_takes_room_until_its_epoch_ends_or_its_time_is_up() -> None:
-    before = {f"u-{number}": asked() for number in range(OWNER_MOVES_AT_ONCE_MAX)}
+    before = {"u-0": asked()}
     same = dict.fromkeys(before, 3)
     one = [candidate(50)]
     assert next_moves(one, owned=UNEVEN, asked=before, epochs=same, now=101.0) == []

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from engines import turns
 from trio import NAMESPACE, OPTIONS, PODS, Trio, free_ports, put, running_trio, until
 
 from fencekv import leases
@@ -411,6 +412,25 @@ async def test_a_draining_shard_gives_its_partitions_away_before_its_session_end
     await asyncio.wait_for(draining, limits.SUCCESSION_SECONDS_MAX / 2)
     await trio.stop("sample-0", release=True)
     assert await value(after, "a") == b"1"
+
+
+async def test_a_draining_shard_moves_its_few_partitions_one_after_the_other(trio: Trio) -> None:
+    """Moves that are under way together make each other's pauses longer."""
+    names = ("orders-0", "other-0")
+    uids = [await trio.partition(name) for name in names]
+    for name, uid in zip(names, uids, strict=True):
+        await trio.grant("sample-0", uid, name)
+        await trio.in_sync("sample-0", uid, 3)
+    first, second = (replica_of(trio, "sample-0", uid) for uid in uids)
+    draining = asyncio.ensure_future(trio.shards["sample-0"].node.drain())
+    await until(lambda: first.fence.role is Role.CLOSED)
+    await turns(100)
+    assert second.fence.role is Role.OWNER
+    await trio.grant("sample-1", uids[0], names[0])
+    await trio.owner("sample-1", uids[0])
+    await until(lambda: second.fence.role is Role.CLOSED)
+    await trio.grant("sample-1", uids[1], names[1])
+    await asyncio.wait_for(draining, limits.SUCCESSION_SECONDS_MAX)
 
 
 async def test_a_draining_shard_does_not_wait_for_ever_for_a_successor(
