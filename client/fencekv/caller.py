@@ -17,6 +17,7 @@ from fencekv import messages as m
 from fencekv.attempts import Chance, Failure, Step, final_error, judge, pause_seconds
 from fencekv.discovery import Source
 from fencekv.errors import Exhausted, FenceKVError, Invalid, Lost, NotOwner, Unavailable, Unknown, from_problem
+from fencekv.resting import Resting
 from fencekv.routing import Routes, TableRoutes
 from fencekv.sending import Attempt, Broken, Build, Refused, Transport
 
@@ -53,6 +54,7 @@ class _Failed(NamedTuple):
 
     outcome: FenceKVError | Failure
     detail: str
+    partition: int | None = None  # by index, the one that was asked; None: none was
 
 
 class Superseded(Broken):
@@ -84,6 +86,7 @@ class Caller:
         self._loading: dict[str, asyncio.Lock] = {}
         self._sweep: asyncio.TimerHandle | None = None
         self._looking: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._resting = Resting(self._clock)
 
     async def close(self) -> None:
         """Stops looking after attempts."""
@@ -106,7 +109,7 @@ class Caller:
             outcome = await self._attempt(request, deadline)
             if not isinstance(outcome, _Failed):
                 return outcome
-            failure, detail = outcome
+            failure, detail, partition = outcome
             verdict = judge(failure, write=request.write, keyed=_keyed(request), uncertain=uncertain)
             uncertain = verdict.uncertain
             if verdict.step is Step.RAISE:
@@ -118,7 +121,7 @@ class Caller:
             pauses += 1
             if self._clock() + pause >= deadline:
                 raise final_error(failure, uncertain=uncertain, detail=detail)
-            await asyncio.sleep(pause)
+            await self._resting.rest(request.table, partition, pause, deadline)
 
     async def route(self, table: str) -> TableRoutes:
         """The routes of a table, asked for if they are not known.
@@ -166,16 +169,9 @@ class Caller:
     async def _attempt(self, request: Request, deadline: float) -> m.Success | _Failed:
         """One attempt: its answer, or why there is none and a sentence about it."""
         began = self._clock()
-        target: tuple[int | None, str] | None = self._known_target(request, began)
-        if target is None:
-            try:
-                async with asyncio.timeout(max(deadline - began, 0)):
-                    target = await self._target(request)
-            except TimeoutError:
-                error = Unavailable(f"no route to {request.table} in time")
-                return _Failed(error, error.detail)
-            except FenceKVError as refusal:
-                return _Failed(refusal, refusal.detail)
+        target = self._known_target(request, began) or await self._found_target(request, deadline - began)
+        if isinstance(target, _Failed):
+            return target
         index, address = target
         settings, repeatable = self._settings, not request.write or _keyed(request)
         seconds = settings.attempt_seconds if repeatable and not request.slow else settings.timeout_seconds
@@ -193,20 +189,22 @@ class Caller:
                 attempt.give_up(Broken("nobody waits for it"))
             raise
         except Superseded as lack:
-            return _Failed(Failure.BROKEN, str(lack))
+            return _Failed(Failure.BROKEN, str(lack), index)
         except (Refused, Broken) as lack:
             self._missed(request, index, address, lack)
-            return _Failed(Failure.REFUSED if isinstance(lack, Refused) else Failure.BROKEN, str(lack))
+            return _Failed(Failure.REFUSED if isinstance(lack, Refused) else Failure.BROKEN, str(lack), index)
         except (Unavailable, Exhausted) as lack:
-            return _Failed(lack, lack.detail)
+            return _Failed(lack, lack.detail, index)
         if index is not None:
             self.routes.saw(request.table, index, token=answer.token, epoch=answer.epoch)
         if isinstance(answer, m.Refusal):
             answered = self._refusal(request, index, address, answer)
-            return _Failed(answered, answered.detail)
+            return _Failed(answered, answered.detail, index)
         late = self._clock() - sent > settings.standard_success_seconds
         if late and isinstance(answer, _WRITES) and answer.durability == m.STANDARD:
-            return _Failed(Failure.LATE, f"{request.table}: a success under standard that came too late")
+            return _Failed(Failure.LATE, f"{request.table}: a success under standard that came too late", index)
+        if self._resting.places and index is not None:
+            self._resting.served(request.table, index)
         return answer
 
     async def _send(
@@ -246,6 +244,16 @@ class Caller:
         if owner is None or not self.routes.usable(owner.http, now=now):
             return None
         return index, owner.http
+
+    async def _found_target(self, request: Request, seconds: float) -> tuple[int | None, str] | _Failed:
+        try:
+            async with asyncio.timeout(max(seconds, 0)):
+                return await self._target(request)
+        except TimeoutError:
+            error = Unavailable(f"no route to {request.table} in time")
+            return _Failed(error, error.detail)
+        except FenceKVError as refusal:
+            return _Failed(refusal, refusal.detail)
 
     async def _target(self, request: Request) -> tuple[int | None, str]:
         index: int | None = None

@@ -374,6 +374,8 @@ class Failover:
         self._decided(partition, Nothing())
         self._on_transition(partition.namespace, transition)
         self._on_change(partition.namespace, partition.name)
+        if grant.reason is Reason.CREATED:
+            return  # of a record that is lost before its first status was written, all replicas are asked anyway
         task = asyncio.get_running_loop().create_task(self._writer.raise_status(partition, grant.epoch))
         self._background.add(task)
         task.add_done_callback(self._background.discard)

@@ -238,6 +238,11 @@ def _holding(view: View) -> list[Answer]:
     return [view.answers[pod] for pod in pods if view.answers[pod].replica is not None]
 
 
+def _placed(view: View) -> list[Answer]:
+    """Those of the pods where the partition is to be."""
+    return [answer for answer in _holding(view) if answer.session.pod in view.partition.replicas]
+
+
 def _highest_epoch(view: View) -> int:
     reported = [answer.replica.epoch for answer in _holding(view) if answer.replica]
     return max([view.known_epoch, view.lease.epoch if view.lease else 0, *reported])
@@ -291,15 +296,20 @@ def _grant(view: View, to: Answer, *, in_sync: Iterable[str], reason: Reason, fr
 
 
 def _first_grant(view: View) -> Decision:
-    holding = _holding(view)
+    holding = _placed(view)
     answered = {answer.session.pod for answer in holding}
     missing = [pod for pod in view.partition.replicas if pod not in answered]
     if missing and not (_accepted(view) and holding):
         # A record at epoch 0 may be one that was made again: only all replicas together can say that they are new.
         detail = f"waiting for the first report of {', '.join(missing)}"
         return Wait(detail=detail, trouble=Trouble.NONE)
-    first = holding[0]
-    return _grant(view, first, in_sync=[first.member], reason=Reason.CREATED, from_pod="")
+    return _grant_new(view, holding)
+
+
+def _grant_new(view: View, holding: list[Answer]) -> Grant:
+    """Nothing was ever acknowledged: whoever is new holds all of it, and need not be taken in one by one."""
+    members = [answer.member for answer in holding]
+    return _grant(view, holding[0], in_sync=members, reason=Reason.CREATED, from_pod="")
 
 
 def _succeed(view: View, lease: PartitionLease) -> Decision:
@@ -363,7 +373,7 @@ def _owner_alone(view: View, lease: PartitionLease) -> Decision:
 
 def _replace_record(view: View) -> Decision:
     """The record is suspect. See the module's head."""
-    holding = [answer for answer in _holding(view) if answer.session.pod in view.partition.replicas]
+    holding = _placed(view)
     answered = {answer.session.pod for answer in holding}
     missing = tuple(pod for pod in view.partition.replicas if pod not in answered)
     if missing and not (_accepted(view) and holding):
@@ -381,8 +391,7 @@ def _replace_record(view: View) -> Decision:
     from_pod = holder.pod if holder else ""
     if not candidates:
         if _highest_epoch(view) == 0 and all(one.replica and one.replica.empty for one in holding):
-            first = holding[0]
-            return _grant(view, first, in_sync=[first.member], reason=Reason.CREATED, from_pod="")
+            return _grant_new(view, holding)
         return _without_members(view, members, from_pod=from_pod)
     chosen = _best(candidates)
     if missing:  # Accepted: what the missing ones held, and which set they knew, is not asked any more.

@@ -356,13 +356,25 @@ class World:
 
     def join(self, pod: str, name: str = "orders-0") -> None:
         """The owner takes a pod's replica into the in-sync set, once that has caught up."""
-        record = self.record(name)
-        assert record is not None
+        record = self._known(name)
         replica = self.volumes[pod].replicas[record.partition_uid]
-        members = (*record.in_sync, f"{pod}/{replica['replica']}")
-        version = record.set_version + 1
-        self.change_record(name, lambda raw: leases.with_in_sync(raw, in_sync=members, set_version=version))
-        self._copy(self.record(name))  # type: ignore[arg-type]
+        self._set(name, {*record.in_sync, f"{pod}/{replica['replica']}"})
+
+    def leave(self, pod: str, name: str = "orders-0") -> None:
+        """The owner takes a pod's replica out of it."""
+        members = self._known(name).in_sync
+        self._set(name, {member for member in members if leases.pod_of(member) != pod})
+
+    def _known(self, name: str) -> PartitionLease:
+        record = self.record(name)
+        assert record is not None, name
+        return record
+
+    def _set(self, name: str, members: set[str]) -> None:
+        version = self._known(name).set_version + 1
+        in_sync = tuple(sorted(members))
+        self.change_record(name, lambda raw: leases.with_in_sync(raw, in_sync=in_sync, set_version=version))
+        self._copy(self._known(name))
 
     def join_all(self) -> None:
         """All pods in sync everywhere."""

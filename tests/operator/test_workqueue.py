@@ -10,8 +10,9 @@ import pytest
 from memory_kube import HandClock, MemoryKube
 
 from fencekv.kube import EVENTS, KV_PARTITIONS, PODS, KubeBusy
+from fencekv_operator import events
 from fencekv_operator.cache import Cache
-from fencekv_operator.events import QUEUE_MAX, Recorder, notice
+from fencekv_operator.events import BACKLOG_PAUSE_SECONDS, QUEUE_MAX, Recorder, notice
 from fencekv_operator.probes import Health, application, recent
 from fencekv_operator.workqueue import BACKOFF_SECONDS_MAX, WorkQueue
 
@@ -159,7 +160,28 @@ async def test_repeated_events_count_up_also_over_a_restart() -> None:
     assert event["count"] >= 4
 
 
-async def test_too_many_events_are_dropped_and_counted_and_an_api_server_away_stops_nothing() -> None:
+async def test_events_of_a_backlog_leave_the_api_server_to_what_they_tell_of() -> None:
+    kube = MemoryKube()
+    recorder = Recorder(kube=kube, clock=HandClock(), reporter="one")
+    for number in range(3):
+        recorder.post(notice(ABOUT, warning=True, reason="Stalled", message=str(number)))
+    loop, times = asyncio.get_running_loop(), list[float]()
+    kube.before = lambda _method, _path: times.append(loop.time())
+    running = asyncio.create_task(recorder.run())
+    try:
+        async with asyncio.timeout(5):
+            while len(times) < 3:
+                await asyncio.sleep(0)
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
+    assert times[2] - times[0] >= 2 * BACKLOG_PAUSE_SECONDS * 0.9
+
+
+async def test_too_many_events_are_dropped_and_counted_and_an_api_server_away_stops_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(events, "BACKLOG_PAUSE_SECONDS", 0.0)
     kube = MemoryKube()
     recorder = Recorder(kube=kube, clock=HandClock(), reporter="one")
     for number in range(QUEUE_MAX + 5):

@@ -1,0 +1,63 @@
+"""Requests that wait before they ask a partition again.
+
+A partition that changes hands is asked by all who need it, again and again. Many that each came back after a short
+pause would take from whoever takes over the very time that it needs for that: so each of them asks the less often,
+the more they are, and the first answer that one of them gets wakes all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+AT_PACE: Final = 8  # so many ask a partition again at the usual pace; of more, each one less often
+REST_SECONDS_MAX: Final = 2.0
+LAST_TRY_SECONDS: Final = 0.5  # before its time is up a request asks once more
+
+
+class _Place:
+    """Those who wait for one partition."""
+
+    __slots__ = ("count", "served")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.served = asyncio.Event()
+
+
+class Resting:
+    """Those of a client."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        """`clock` is the one of the deadlines, in seconds."""
+        self._clock = clock
+        self.places: dict[tuple[str, int], _Place] = {}  # by table and index
+
+    async def rest(self, table: str, index: int | None, pause: float, deadline: float) -> None:
+        """Waits `pause` seconds or longer, but only until somebody had an answer of the partition.
+
+        `index` None: no partition was asked, and nobody is waited for.
+        """
+        if index is None:
+            await asyncio.sleep(pause)
+            return
+        place = self.places.setdefault((table, index), _Place())
+        place.count += 1
+        crowded = min(pause * max(1.0, place.count / AT_PACE), max(pause, REST_SECONDS_MAX))
+        latest = max(pause, deadline - self._clock() - LAST_TRY_SECONDS)
+        try:
+            async with asyncio.timeout(min(crowded, latest)):
+                await place.served.wait()
+        except TimeoutError:
+            pass
+        finally:
+            place.count -= 1
+            if place.count == 0 and self.places.get((table, index)) is place:
+                del self.places[table, index]
+
+    def served(self, table: str, index: int) -> None:
+        """A partition answered: all who wait for it may ask at once."""
+        place = self.places.pop((table, index), None)
+        if place is not None:
+            place.served.set()
