@@ -16,7 +16,18 @@ from typing import Final, NamedTuple
 from fencekv import messages as m
 from fencekv.attempts import Chance, Failure, Step, final_error, judge, pause_seconds
 from fencekv.discovery import Source
-from fencekv.errors import Exhausted, FenceKVError, Invalid, Lost, NotOwner, Unavailable, Unknown, from_problem
+from fencekv.errors import (
+    Conflict,
+    Exhausted,
+    FenceKVError,
+    Invalid,
+    Lost,
+    NotOwner,
+    TooLarge,
+    Unavailable,
+    Unknown,
+    from_problem,
+)
 from fencekv.resting import Resting
 from fencekv.routing import Routes, TableRoutes
 from fencekv.sending import Attempt, Broken, Build, Refused, Transport
@@ -121,7 +132,7 @@ class Caller:
             pauses += 1
             if self._clock() + pause >= deadline:
                 raise final_error(failure, uncertain=uncertain, detail=detail)
-            await self._resting.rest(request.table, partition, pause, deadline)
+            await self._resting.rest(request.table, partition, pause, deadline, write=request.write)
 
     async def route(self, table: str) -> TableRoutes:
         """The routes of a table, asked for if they are not known.
@@ -203,8 +214,8 @@ class Caller:
         late = self._clock() - sent > settings.standard_success_seconds
         if late and isinstance(answer, _WRITES) and answer.durability == m.STANDARD:
             return _Failed(Failure.LATE, f"{request.table}: a success under standard that came too late", index)
-        if self._resting.places and index is not None:
-            self._resting.served(request.table, index)
+        if self._resting and index is not None:
+            self._resting.served(request.table, index, write=request.write)
         return answer
 
     async def _send(
@@ -283,6 +294,8 @@ class Caller:
             return error
         if isinstance(error, Lost):
             self.routes.lost(request.table, index)
+        elif isinstance(error, Conflict | Invalid | TooLarge):  # of an owner that serves
+            self._resting.served(request.table, index, write=request.write)
         http, epoch = error.extra.get("http"), error.extra.get("epoch")
         if (
             http

@@ -2,7 +2,9 @@
 
 A partition that changes hands is asked by all who need it, again and again. Many that each came back after a short
 pause would take from whoever takes over the very time that it needs for that: so each of them asks the less often,
-the more they are, and the first answer that one of them gets wakes all.
+the more they are, and the first answer that one of them gets wakes all that have waited for the usual pause.
+
+Reads and writes wait apart: an owner may answer those and refuse these.
 """
 
 from __future__ import annotations
@@ -32,32 +34,37 @@ class Resting:
     def __init__(self, clock: Callable[[], float]) -> None:
         """`clock` is the one of the deadlines, in seconds."""
         self._clock = clock
-        self.places: dict[tuple[str, int], _Place] = {}  # by table and index
+        self._places: dict[tuple[str, int, bool], _Place] = {}  # by table, index, and whether they write
 
-    async def rest(self, table: str, index: int | None, pause: float, deadline: float) -> None:
-        """Waits `pause` seconds or longer, but only until somebody had an answer of the partition.
+    def __bool__(self) -> bool:
+        """Whether any request waits."""
+        return bool(self._places)
+
+    async def rest(self, table: str, index: int | None, pause: float, deadline: float, *, write: bool) -> None:
+        """Waits `pause` seconds, and longer among many, but then only until one of them had an answer.
 
         `index` None: no partition was asked, and nobody is waited for.
         """
         if index is None:
             await asyncio.sleep(pause)
             return
-        place = self.places.setdefault((table, index), _Place())
+        place = self._places.setdefault((table, index, write), _Place())
         place.count += 1
         crowded = min(pause * max(1.0, place.count / AT_PACE), max(pause, REST_SECONDS_MAX))
         latest = max(pause, deadline - self._clock() - LAST_TRY_SECONDS)
         try:
-            async with asyncio.timeout(min(crowded, latest)):
+            await asyncio.sleep(pause)
+            async with asyncio.timeout(min(crowded, latest) - pause):
                 await place.served.wait()
         except TimeoutError:
             pass
         finally:
             place.count -= 1
-            if place.count == 0 and self.places.get((table, index)) is place:
-                del self.places[table, index]
+            if place.count == 0 and self._places.get((table, index, write)) is place:
+                del self._places[table, index, write]
 
-    def served(self, table: str, index: int) -> None:
-        """A partition answered: all who wait for it may ask at once."""
-        place = self.places.pop((table, index), None)
+    def served(self, table: str, index: int, *, write: bool) -> None:
+        """A partition answered: all who have waited for that need not wait any longer."""
+        place = self._places.pop((table, index, write), None)
         if place is not None:
             place.served.set()

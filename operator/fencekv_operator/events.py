@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 COMPONENT: Final = "fencekv-operator"
 QUEUE_MAX: Final = 512
-BACKLOG_PAUSE_SECONDS: Final = 0.05  # between two while more wait: what they tell of needs the API server as well
+BACKLOG_PAUSE_SECONDS: Final = 0.05  # after a Normal one while more wait: others need the API server
 COUNTS_MAX: Final = 2048
 MESSAGE_CHARACTERS_MAX: Final = 1000
 # Conditions whose first appearance as False says nothing.
@@ -153,7 +153,7 @@ class Recorder:
             except (KubeError, Unclear) as error:
                 self.dropped += 1
                 log.info("event %s of %s not posted: %s", what.reason, what.about_name, error)
-            if not self._queue.empty():
+            if not what.warning and not self._queue.empty():
                 await asyncio.sleep(BACKLOG_PAUSE_SECONDS)
 
     async def _write(self, what: Notice) -> None:

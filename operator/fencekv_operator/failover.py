@@ -30,7 +30,6 @@ from fencekv.leases import (
     KIND_SHARD,
     LABEL_KIND,
     MalformedLease,
-    PartitionLease,
     Session,
     SessionLease,
 )
@@ -47,10 +46,9 @@ from fencekv_operator.ownership import (
     Held,
     Nothing,
     Partition,
-    Suspect,
-    View,
     Wait,
     decide,
+    trouble_of,
 )
 from fencekv_operator.phases import Phases
 from fencekv_operator.placing import Preference
@@ -71,6 +69,9 @@ REPORT_SECONDS: Final = 1.0
 MUTE_SECONDS: Final = 0.2  # what a round grants a shard that did not answer last time: the others are not to wait
 POLL_SECONDS: Final = 2.0
 POLL_SOON_SECONDS: Final = 0.25
+# The rest after reports were asked for: of very many replicas they take much of what everybody waits for.
+REST_SECONDS_PER_REPLICA: Final = 0.0003
+REST_SECONDS_MAX: Final = 0.5
 LIVELY_SECONDS: Final = 3.0  # after a change of a record: reports are polled as fast as they may be
 COLLECT_SECONDS: Final = 10.0
 ASK_SECONDS: Final = 30.0  # between two requests that an owner release the same partition
@@ -246,6 +247,8 @@ class Failover:
             pods = {(key[0], pod) for key in keys for pod in self._knows.pods_of(self._knows.partitions[key])}
             reports = await self._fetch(sorted(pods), mute_seconds=MUTE_SECONDS)
             await bounded(PARTITIONS_AT_ONCE, (self._settle(key, reports) for key in keys))
+            # The next round takes together what comes meanwhile: each asks for whole reports.
+            await asyncio.sleep(_rest_seconds(reports))
         if self._clock.now() >= self._collected_at + COLLECT_SECONDS:
             self._collected_at = self._clock.now()
             await self._collect()
@@ -330,11 +333,12 @@ class Failover:
             if isinstance(decision, Grant):
                 shown = self._leases.items.get((key[0], cached.name))
 
-        def see(lease: PartitionLease | None) -> View:
-            self._knows.lease_read(partition, lease)
-            return self._knows.view(partition, lease, reports)
-
-        settled = await self._writer.settle(partition, see, shown=shown)
+        settled = await self._writer.settle(
+            partition,
+            lambda lease: self._knows.view(partition, lease, reports),
+            shown=shown,
+            on_read=lambda lease: self._knows.lease_read(partition, lease),
+        )
         if settled.raw is not None:
             self._leases.seen(settled.raw)
         if isinstance(settled.decision, Grant):
@@ -374,8 +378,6 @@ class Failover:
         self._decided(partition, Nothing())
         self._on_transition(partition.namespace, transition)
         self._on_change(partition.namespace, partition.name)
-        if grant.reason is Reason.CREATED:
-            return  # of a record that is lost before its first status was written, all replicas are asked anyway
         task = asyncio.get_running_loop().create_task(self._writer.raise_status(partition, grant.epoch))
         self._background.add(task)
         task.add_done_callback(self._background.discard)
@@ -440,7 +442,7 @@ class Failover:
                 await self._guarded(self._fetch(pods), "asking the shards for reports")
                 if self._knows.doubtful:
                     self._act_soon.set()
-            await asyncio.sleep(POLL_SOON_SECONDS)
+            await asyncio.sleep(max(POLL_SOON_SECONDS, _rest_seconds(self._knows.reports)))
             # Spread out, so that several operators and many shards do not fall into step.
             pause = POLL_SECONDS * (0.75 + self._chance.random() / 2) - POLL_SOON_SECONDS
             if self._clock.now() >= self._lively_until:
@@ -485,18 +487,6 @@ class Failover:
             logger.exception("failed: %s", what)
 
 
-def trouble_of(decision: Decision) -> tuple[Trouble, str]:
-    """What people are shown of a decision."""
-    match decision:
-        case Wait():
-            return decision.trouble, decision.detail
-        case Suspect():
-            return Trouble.SUSPECT, decision.detail
-        case Degraded():
-            return Trouble.DEGRADED, decision.detail
-        case Blocked():
-            return Trouble.BLOCKED, decision.detail
-        case Held():
-            return Trouble.HELD, decision.detail
-        case _:
-            return Trouble.NONE, ""
+def _rest_seconds(reports: Reports) -> float:
+    replicas = sum(len(report.replicas) for report in reports.values())
+    return min(REST_SECONDS_MAX, REST_SECONDS_PER_REPLICA * replicas)

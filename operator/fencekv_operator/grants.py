@@ -131,17 +131,26 @@ class Writer:
         return await self._swap(namespace, fenced_session(raw, session))
 
     async def settle(
-        self, partition: Partition, see: Callable[[PartitionLease | None], View], *, shown: Object | None = None
+        self,
+        partition: Partition,
+        see: Callable[[PartitionLease | None], View],
+        *,
+        shown: Object | None,
+        on_read: Callable[[PartitionLease | None], None],
     ) -> Settled:
         """Decides on the partition Lease, and grants if that is the decision.
 
         `shown`: the Lease as a watch showed it, to be granted on. If it has changed since, the CAS says so, and
-        then it is read by quorum, as it is where nothing was shown.
+        then it is read by quorum, as it is where nothing was shown. `on_read` is told what that gave.
         """
         tried: tuple[Grant, PartitionLease | None] | None = None  # None: nothing was written yet.
         for _ in range(ATTEMPTS_MAX):
             try:
-                raw, lease = await self._read(partition) if shown is None else (shown, PartitionLease.parse(shown))
+                if shown is None:
+                    raw, lease = await self._read(partition)
+                    on_read(lease)
+                else:
+                    raw, lease = shown, PartitionLease.parse(shown)
                 shown = None
             except (KubeError, Unclear) as error:
                 return _unsettled(f"its Lease could not be read: {error}")

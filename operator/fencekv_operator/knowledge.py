@@ -2,7 +2,8 @@
 
 Invariants:
   * Caches and polled reports only say where to look (`needs_attention`). A view that a grant rests on is made of
-    reports of one round, of sessions that a quorum read shows in place, and of a Lease read after those reports.
+    reports of one round, of sessions that a quorum read shows in place, and of a Lease that was read after those
+    reports, or that the CAS of the grant proves unchanged since.
   * `known_epoch` of a partition never falls while this process lives.
 """
 

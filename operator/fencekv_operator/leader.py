@@ -32,7 +32,7 @@ REQUEST_SECONDS: Final = 1.0
 TRUSTED_PART: Final = 2 / 3
 LEASE_SECONDS: Final = 4  # below D: a node that takes an owner and the leader along costs no more than the owner
 RESTING_SECONDS: Final = 3.0  # after stepping down: another candidate, which looks each second, comes first
-STEPS_DOWN_EACH_SECONDS: Final = 60.0  # at most: it did not help, or there is nobody else
+STEPS_DOWN_EACH_SECONDS: Final = 10.0  # at most: it did not help, or there is nobody else
 
 
 class Leader:

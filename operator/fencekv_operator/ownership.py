@@ -8,6 +8,7 @@ What holds of every `Grant` that `decide` returns:
   * While the record is trusted, the earlier owner is over (with proof) or has released the partition; the new
     owner is a member of the in-sync set by its replica id, not by its pod's name; the set after the grant is the
     set before it less the earlier owner's replica if its session is over, and nobody else, and nobody is added.
+    The first grant of all has all placed replicas in it: each has said that it is empty, so nobody lacks a thing.
   * While the record is suspect (absent, fallen back, or a replica says so), nothing is granted until every pod of
     `spec.replicas` has answered with its replica, or a person accepted the loss by naming the known epoch. Then:
       - a session that lives and says that it owns the highest epoch is the only one that may be granted: it may be
@@ -22,7 +23,8 @@ What holds of every `Grant` that `decide` returns:
   * While a person holds the failover, only a first grant and the end of a move that the owner began are granted.
 
 Reports must be older than the Lease that they are compared with: an owner writes the Lease first and the replicas
-learn of it afterwards, so a report above a *later* read Lease means that the Lease fell back.
+learn of it afterwards, so a report above a *later* read Lease means that the Lease fell back. A grant on a Lease
+that a watch showed obeys that too: by its CAS the Lease was still the same after the reports.
 """
 
 from __future__ import annotations
@@ -176,6 +178,23 @@ class Grant:
 
 
 Decision = Nothing | Wait | Suspect | Degraded | Blocked | Held | AskRelease | Grant
+
+
+def trouble_of(decision: Decision) -> tuple[Trouble, str]:
+    """What people are shown of a decision."""
+    match decision:
+        case Wait():
+            return decision.trouble, decision.detail
+        case Suspect():
+            return Trouble.SUSPECT, decision.detail
+        case Degraded():
+            return Trouble.DEGRADED, decision.detail
+        case Blocked():
+            return Trouble.BLOCKED, decision.detail
+        case Held():
+            return Trouble.HELD, decision.detail
+        case _:
+            return Trouble.NONE, ""
 
 
 def decide(view: View) -> Decision:

@@ -323,6 +323,15 @@ class _Subscription:
     chain: bytes
 
 
+@dataclass(slots=True)
+class _Early:
+    """A standby that came to follow what is not owned here, yet."""
+
+    asked: _Subscription
+    seconds: float = 0.0  # that it has waited
+    doubts: bool = False  # it says that its base is sound, and another than the owner's
+
+
 class _Link:
     """One connection: its feeds by partition."""
 
@@ -338,7 +347,7 @@ class _Link:
         self._spawn = spawn
         self.pings = Pings(channel, spawn)
         self.channel, self.session, self._lookup, self._expects = channel, greeted.session, lookup, expects
-        self._early: dict[str, tuple[_Subscription, float]] = {}  # by UID, with the seconds that they have waited
+        self._early: dict[str, _Early] = {}  # by UID
         self._version = greeted.version
         self._voice = Voice()
         self._feeds: dict[str, tuple[Feed, Owned, asyncio.Task[None]]] = {}
@@ -364,14 +373,18 @@ class _Link:
     def begun(self, uid: str) -> None:
         """The partition is owned here from now on."""
         early, owned = self._early.pop(uid, None), self._lookup(uid)
-        if early is not None and owned is not None and (reason := self._admit(early[0], owned)):
+        if early is None or owned is None:
+            return
+        if reason := self._admit(early.asked, owned):
             self._spawn(self._refuse(uid, owned.engine.epoch, reason))
+        elif early.doubts:
+            owned.doubted(self._feeds[uid][0].member)
 
     def tick(self, slice_seconds: float) -> None:
         """Refuses who has waited for too long; it may be right to ask elsewhere."""
-        for uid, (subscription, seconds) in list(self._early.items()):
-            self._early[uid] = subscription, seconds + slice_seconds
-            if seconds + slice_seconds >= limits.EARLY_SECONDS_MAX:
+        for uid, early in list(self._early.items()):
+            early.seconds += slice_seconds
+            if early.seconds >= limits.EARLY_SECONDS_MAX:
                 del self._early[uid]
                 self._spawn(self._refuse(uid, 0, "not-owner"))
 
@@ -414,6 +427,8 @@ class _Link:
                 self._drop(uid)
             elif entry is not None:
                 entry[1].doubted(entry[0].member)
+            elif uid in self._early:
+                self._early[uid].doubts = True
         elif kind == "ping":
             await self.channel.send(["pong", *fields(message, int)])
 
@@ -425,7 +440,7 @@ class _Link:
         if owned is None and self._expects(asked.uid):
             # Both heard of the grant at once, and who was granted first makes its promise: to dial again and again
             # until then would leave the new owner without a standby for longer than it takes.
-            self._early[asked.uid] = asked, 0.0
+            self._early[asked.uid] = _Early(asked)
         elif owned is None:
             await self._refuse(asked.uid, 0, "not-owner")
         elif reason := self._admit(asked, owned):

@@ -51,7 +51,8 @@ from fencekv_shard.turns import Turns
 logger = logging.getLogger(__name__)
 
 # Moves that are under way together make each other's pauses longer; one after the other, many would take too long.
-MOVES_IN_A_ROW: Final = 20
+MOVES_IN_A_ROW: Final = 8
+NEXT_MOVE_SECONDS: Final = 0.5  # the next one does not wait longer for the owner of the last one to serve
 MOVING_AT_ONCE_MAX: Final = 16
 
 
@@ -207,8 +208,11 @@ class Node:
         async def move(partition: Partition) -> None:
             async with slots:
                 epoch = partition.fence.epoch
-                if await partition.move():
-                    await partition.succeeded(epoch)
+                if not await partition.move():
+                    return
+                serves = self._spawn(partition.succeeded(epoch))
+                await asyncio.wait([serves], timeout=NEXT_MOVE_SECONDS)
+            await serves
 
         if owned:
             moves = [self._spawn(move(partition)) for partition in owned]

@@ -10,77 +10,85 @@ import pytest
 from fencekv.resting import AT_PACE, LAST_TRY_SECONDS, REST_SECONDS_MAX, Resting
 
 FOREVER = 1e9
-LONG = 60.0
+PAUSE = 0.02
+CROWD = 100 * AT_PACE  # whose last ones wait for REST_SECONDS_MAX
 
 
 def resting() -> Resting:
     return Resting(asyncio.get_running_loop().time)
 
 
-async def rested(among: Resting, *, pause: float, table: str = "t", deadline: float = FOREVER) -> float:
+async def rested(among: Resting, *, table: str = "t", write: bool = True, deadline: float = FOREVER) -> float:
     began = time.monotonic()
-    await among.rest(table, 0, pause, deadline)
+    await among.rest(table, 0, PAUSE, deadline, write=write)
     return time.monotonic() - began
 
 
+def crowd(
+    among: Resting, count: int = CROWD, *, table: str = "t", write: bool = True
+) -> list[asyncio.Task[float]]:
+    return [asyncio.ensure_future(rested(among, table=table, write=write)) for _ in range(count)]
+
+
 async def test_the_more_there_are_the_less_often_each_one_asks() -> None:
-    among, pause = resting(), 0.01
-    waited = await asyncio.gather(*(rested(among, pause=pause) for _ in range(4 * AT_PACE)))
-    assert min(waited[:AT_PACE]) < 2 * pause, "a few keep the usual pace"
-    assert waited[-1] >= 4 * pause * 0.99
-    assert among.places == {}
-
-
-async def test_whoever_had_an_answer_wakes_all_who_wait_for_that_partition() -> None:
     among = resting()
-    waiting = [asyncio.ensure_future(rested(among, pause=LONG)) for _ in range(20)]
-    other = asyncio.ensure_future(rested(among, pause=LONG, table="other"))
+    waited = await asyncio.gather(*crowd(among, 4 * AT_PACE))
+    assert min(waited[:AT_PACE]) < 2 * PAUSE, "a few keep the usual pace"
+    assert waited[-1] >= 4 * PAUSE * 0.99
+    assert not among
+
+
+async def test_an_answer_wakes_all_who_wait_for_the_same_but_not_before_the_usual_pause() -> None:
+    among = resting()
+    waiting, readers, others = crowd(among), crowd(among, write=False), crowd(among, table="other")
     await asyncio.sleep(0)
-    among.served("t", 0)
-    assert max(await asyncio.wait_for(asyncio.gather(*waiting), 5)) < LONG
-    assert not other.done()
-    among.served("other", 0)
-    await other
-    among.served("nobody", 3)
-    assert among.places == {}
+    among.served("t", 0, write=True)
+    waited = await asyncio.wait_for(asyncio.gather(*waiting), REST_SECONDS_MAX / 2)
+    assert min(waited) >= PAUSE * 0.99
+    assert not readers[-1].done()
+    assert not others[-1].done()
+    among.served("t", 0, write=False)
+    among.served("other", 0, write=True)
+    among.served("nobody", 3, write=True)
+    await asyncio.wait_for(asyncio.gather(*readers, *others), REST_SECONDS_MAX / 2)
+    assert not among
 
 
 async def test_one_that_comes_after_the_answer_waits_for_the_next_one() -> None:
     among = resting()
-    first = asyncio.ensure_future(rested(among, pause=LONG))
+    first = crowd(among)
     await asyncio.sleep(0)
-    among.served("t", 0)
-    second = asyncio.ensure_future(rested(among, pause=LONG))
-    await first
-    assert not second.done()
-    among.served("t", 0)
-    await asyncio.wait_for(second, 5)
+    among.served("t", 0, write=True)
+    second = crowd(among)
+    await asyncio.wait_for(asyncio.gather(*first), REST_SECONDS_MAX / 2)
+    assert not second[-1].done()
+    among.served("t", 0, write=True)
+    await asyncio.wait_for(asyncio.gather(*second), REST_SECONDS_MAX / 2)
 
 
-@pytest.mark.parametrize(
-    ("left", "seconds"), [(LAST_TRY_SECONDS + 0.05, 0.05), (LAST_TRY_SECONDS / 2, 0.02), (LONG, 0.2)]
-)
+@pytest.mark.parametrize(("left", "seconds"), [(LAST_TRY_SECONDS + 0.1, 0.1), (LAST_TRY_SECONDS / 2, PAUSE)])
 async def test_a_request_asks_once_more_before_its_time_is_up(left: float, seconds: float) -> None:
     among = resting()
-    crowd = [asyncio.ensure_future(rested(among, pause=LONG)) for _ in range(10 * AT_PACE)]
+    others = crowd(among)
     await asyncio.sleep(0)
     now = asyncio.get_running_loop().time()
-    took = await rested(among, pause=0.02, deadline=now + left)
-    assert seconds * 0.99 <= took < REST_SECONDS_MAX
-    among.served("t", 0)
-    await asyncio.gather(*crowd)
+    took = await rested(among, deadline=now + left)
+    assert seconds * 0.99 <= took < REST_SECONDS_MAX / 2
+    among.served("t", 0, write=True)
+    await asyncio.gather(*others)
 
 
 async def test_nobody_is_waited_for_where_no_partition_was_asked() -> None:
     among = resting()
-    await asyncio.wait_for(among.rest("t", None, 0.0, FOREVER), 5)
-    assert among.places == {}
+    await asyncio.wait_for(among.rest("t", None, 0.0, FOREVER, write=True), 5)
+    assert not among
 
 
 async def test_whoever_gives_up_is_not_counted_any_more() -> None:
     among = resting()
-    waiting = asyncio.ensure_future(rested(among, pause=LONG))
+    [waiting] = crowd(among, 1)
     await asyncio.sleep(0)
+    assert among
     waiting.cancel()
     await asyncio.wait([waiting])
-    assert among.places == {}
+    assert not among

@@ -15,8 +15,7 @@ from fencekv.cli.why import explain
 from fencekv.leases import PartitionLease, Session
 from fencekv_operator import ownership, status
 from fencekv_operator.facts import Reason
-from fencekv_operator.failover import trouble_of
-from fencekv_operator.ownership import Answer, Partition, View
+from fencekv_operator.ownership import Answer, Partition, View, trouble_of
 from fencekv_operator.reports import Replica
 
 PODS = ("s-0", "s-1", "s-2")

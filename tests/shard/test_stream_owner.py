@@ -168,6 +168,16 @@ async def test_who_comes_before_the_grant_follows_as_soon_as_it_is_there(own: Be
     assert (standby.heard(), len(side.owning.feeds)) == ([], 1)
 
 
+async def test_a_doubt_that_is_said_before_the_grant_is_heard_with_it(own: Bench, side: OwnerSide) -> None:
+    side.owns = False
+    standby = await following(side, last=own.replica.last.seq, chain=own.replica.chain)
+    await standby.says("refuse", UID, EPOCH - 1, "base-differs")
+    assert side.owning.doubters == []
+    side.owns = True
+    side.feeds.begun(UID)
+    assert side.owning.doubters == ["sample-1/r1"]
+
+
 @pytest.mark.parametrize("expects", [True, False])
 async def test_who_comes_to_the_wrong_shard_is_told_so(own: Bench, side: OwnerSide, expects: bool) -> None:
     side.owns, side.expects = False, expects
