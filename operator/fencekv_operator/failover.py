@@ -74,7 +74,7 @@ REST_SECONDS_PER_REPLICA: Final = 0.0003
 REST_SECONDS_MAX: Final = 0.5
 LIVELY_SECONDS: Final = 3.0  # after a change of a record: reports are polled as fast as they may be
 COLLECT_SECONDS: Final = 10.0
-ASK_SECONDS: Final = 30.0  # between two requests that an owner release the same partition
+ASK_SECONDS: Final = 30.0  # between two requests that the owner of an epoch release the same partition
 SESSIONS_AT_ONCE: Final = 32
 PARTITIONS_AT_ONCE: Final = 12  # more are no faster, and the leader's Lease would wait behind them
 REPORTS_AT_ONCE: Final = 64
@@ -112,7 +112,7 @@ class Failover:
         self.mover = Mover(knows=self._knows, shards=shards, clock=clock, leading=leading, preference=preference)
         self._dead_hints: set[tuple[str, Session]] = set()
         self._mute: set[tuple[str, Session]] = set()  # whose last report failed
-        self._asked_at: dict[str, float] = {}  # by partition UID
+        self._asked_at: dict[str, tuple[int, float]] = {}  # by partition UID: the epoch whose owner was, and when
         self._collected_at = self._lively_until = clock.now()
         self._read_soon, self._act_soon, self._poll_soon = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._background: set[asyncio.Task[None]] = set()
@@ -384,13 +384,14 @@ class Failover:
 
     async def _ask_release(self, partition: Partition, ask: AskRelease) -> None:
         now = self._clock.now()
-        if now < self._asked_at.get(partition.uid, float("-inf")) + ASK_SECONDS or not self._leading():
+        epoch, at = self._asked_at.get(partition.uid, (0, now))
+        if (epoch == ask.epoch and now < at + ASK_SECONDS) or not self._leading():
             detail = (
                 f"the owner cannot reach its standbys, but {ask.target} can be reached; it was asked to let go"
             )
             self._decided(partition, Blocked(missing=(ask.target,), detail=detail))
             return
-        self._asked_at[partition.uid] = now
+        self._asked_at[partition.uid] = ask.epoch, now
         agreed = bool(ask.http) and await self._shards.release(ask.http, partition.uid, ask.epoch, ask.target)
         if not agreed:
             agreed = await self._writer.ask_release(partition, epoch=ask.epoch, target=ask.target)
@@ -413,7 +414,9 @@ class Failover:
             self._on_change(partition.namespace, partition.name)
 
     async def _collect(self) -> None:
-        """Removes the session Leases of pods that are gone and that nothing names."""
+        """Removes the session Leases of pods that are gone and that nothing names, and what was noted of partitions."""
+        known = {partition.uid for partition in self._knows.partitions.values()}
+        self._asked_at = {uid: asked for uid, asked in self._asked_at.items() if uid in known}
         holders, placed = self._knows.holders(), self._knows.placed_pods()
         for namespace in self._knows.namespaces():
             book = self._knows.book(namespace)

@@ -639,6 +639,12 @@ class TestRelease:
             await world.until(lambda: world.epoch() == 2)
             assert [request[2:] for request in world.release_requests] == [(1, "s-1")]
             assert world.owner() == "s-1"
+            await asyncio.sleep(3)
+            world.change_record("orders-0", lambda raw: leases.with_alone_since(raw, 2))
+            assert await world.until(lambda: world.epoch() == 3) < 3, (
+                "another owner is asked as soon as the first was"
+            )
+            assert [request[2] for request in world.release_requests] == [1, 2]
 
         world.run(story)
 
