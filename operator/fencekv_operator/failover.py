@@ -414,7 +414,7 @@ class Failover:
             self._on_change(partition.namespace, partition.name)
 
     async def _collect(self) -> None:
-        """Removes session Leases of pods that are gone and that nothing names, and notes of partitions that are."""
+        """Removes session Leases of pods that are gone and that nothing names, and notes of what is gone."""
         known = {partition.uid for partition in self._knows.partitions.values()}
         self._asked_at = {uid: asked for uid, asked in self._asked_at.items() if uid in known}
         holders, placed = self._knows.holders(), self._knows.placed_pods()
