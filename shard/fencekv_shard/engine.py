@@ -201,7 +201,7 @@ class Engine:
     def _ownership(self, session: str) -> list[Make]:
         """The entry that begins the epoch, if it has not begun here."""
         last = self.replica.last
-        if last.epoch == self.epoch:
+        if last.epoch >= self.epoch:
             return []
         ownership = Ownership(
             previous_epoch=last.epoch,

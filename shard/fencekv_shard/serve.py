@@ -138,10 +138,15 @@ async def _until_stopped(node: Node, stopping: asyncio.Event) -> bool:
     logger.info("session %s taken", node.session.session)
     run = asyncio.ensure_future(node.run())
     await asyncio.wait([run, stop], return_when=asyncio.FIRST_COMPLETED)
-    if run.done():
-        stop.cancel()
-        run.result()
-    await node.drain()
-    run.cancel()
-    await asyncio.gather(run, return_exceptions=True)
-    return True
+    if not run.done():
+        # A session that ends meanwhile has nothing left to give away.
+        drain = asyncio.ensure_future(node.drain())
+        await asyncio.wait([run, drain], return_when=asyncio.FIRST_COMPLETED)
+        if not run.done():
+            run.cancel()
+            await asyncio.gather(run, return_exceptions=True)
+            return True
+        drain.cancel()
+    stop.cancel()
+    await run
+    raise AssertionError("a shard runs until its session is over")

@@ -21,11 +21,10 @@ from unittest import mock
 
 from storage import outcome
 
-from fencekv_shard.base import Base
+from fencekv_shard.base import Base, Fold
 from fencekv_shard.executor import Done, Work
 from fencekv_shard.folder import Lock
 from fencekv_shard.memory import PodMemory
-from fencekv_shard.rows import Trim
 from fencekv_shard.state import State
 from fencekv_shard.store import DiskFull, Prepared, Store
 from simulation.loop import SimulationLoop, current_process, require_alive
@@ -48,7 +47,7 @@ class Disks:
     slow_max: float = 0.3
     full: set[str] = field(default_factory=set)  # hosts without room
     failing: dict[str, bool] = field(default_factory=dict)  # hosts whose next commit fails; True: once done
-    trimmed: dict[str, dict[int, bytes]] = field(default_factory=dict)  # by partition: what any replica trimmed
+    trimmed: dict[str, dict[int, bytes]] = field(default_factory=dict)  # by partition: what any replica folded
     after_commit: dict[str, Callable[[], None]] = field(default_factory=dict)  # once, by process
 
 
@@ -114,19 +113,22 @@ def _failing(disks: Disks) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _remembering(disks: Disks) -> Iterator[None]:
-    """What leaves a journal is remembered for the checks; whoever else trims it must have had the same."""
-    trim = Store.trim
+    """What leaves a journal is remembered for the checks; whoever else trims it must have had the same.
 
-    def remembered(self: Store, trimmed: Trim, base: Base) -> Prepared:
-        known = disks.trimmed.setdefault(self.path.name, {})
-        count = base.first_seq - self.base.first_seq
+    It is remembered as soon as it is part of a base: a replica can be seeded with that, in the place of one that
+    had not trimmed it yet.
+    """
+    fold = Store.fold
+
+    def remembered(self: Store, folded: Fold, base: Base) -> Prepared:
+        known, first = disks.trimmed.setdefault(self.path.name, {}), self.base.seq + 1
         for seq, record in enumerate(
-            self.records(self.base.first_seq, count_max=count, bytes_max=1 << 40), self.base.first_seq
+            self.records(first, count_max=base.seq + 1 - first, bytes_max=1 << 40), first
         ):
-            assert known.setdefault(seq, record) == record, f"seq {seq} was trimmed as something else before"
-        return trim(self, trimmed, base)
+            assert known.setdefault(seq, record) == record, f"seq {seq} was folded as something else before"
+        return fold(self, folded, base)
 
-    with mock.patch.object(Store, "trim", remembered):
+    with mock.patch.object(Store, "fold", remembered):
         yield
 
 

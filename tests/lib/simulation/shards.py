@@ -90,13 +90,17 @@ class Shard:
         stop = asyncio.ensure_future(self.stopping.wait())
         work = asyncio.ensure_future(self._serve(node))
         await asyncio.wait([work, stop], return_when=asyncio.FIRST_COMPLETED)
-        if work.done():
-            work.result()
-        self.loop.trace("drain")
-        await node.drain()
-        work.cancel()
-        await asyncio.gather(work, return_exceptions=True)
-        return True
+        if not work.done():
+            self.loop.trace("drain")
+            drain = asyncio.ensure_future(node.drain())
+            await asyncio.wait([work, drain], return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                work.cancel()
+                await asyncio.gather(work, return_exceptions=True)
+                return True
+            drain.cancel()
+        await work
+        raise AssertionError("a shard runs until its session is over")
 
     async def _serve(self, node: Node) -> None:
         await node.start()
