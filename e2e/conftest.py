@@ -35,7 +35,9 @@ def bare_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     try:
         kind.create(NAME, *this)
         kind.load(NAME)
-        yield Cluster(kubeconfig)
+        cluster = Cluster(kubeconfig)
+        kind.settle(cluster)
+        yield cluster
     finally:
         if KEEP:
             say(f"kept; its kubeconfig: kind get kubeconfig --name {NAME}")

@@ -23,6 +23,7 @@ from kubectl import Cluster, Failed, command, say
 
 ROOT: Final = Path(__file__).parents[1]
 NAME: Final = "fencekv"  # of `make kind` and `make drills`; the e2e suite's own is another one
+NODES_SECONDS_MAX: Final = 180.0
 IMAGE: Final = "fencekv:dev"
 FOLDER: Final = "/opt/fencekv"  # of the image, where all of FenceKV is
 HISTORY: Final = ("history", "--no-trunc", "--human=false", "--format", "{{.Size}} {{.CreatedBy}}")
@@ -72,6 +73,12 @@ def load(name: str) -> None:
         command("kind", "load", "docker-image", IMAGE, "--name", name, seconds=240)
 
 
+def settle(cluster: Cluster) -> None:
+    """Waits for all nodes: until then whatever is installed comes to stand on those that were first."""
+    with timed("all nodes ready"):
+        cluster.wait("--for=condition=Ready", "node", "--all", seconds=NODES_SECONDS_MAX)
+
+
 def delete(name: str, *options: str) -> None:
     """Takes a cluster away."""
     with timed(f"deleting the kind cluster {name}"):
@@ -119,6 +126,7 @@ def up(folder: Path) -> None:
         create(NAME)
     load(NAME)
     cluster = Cluster(kubeconfig(NAME, folder))
+    settle(cluster)
     if there and "fencekv-system" in cluster.names("namespaces"):
         # The image's name is the same as before: only a new pod takes the new one.
         with contextlib.suppress(Failed):
