@@ -36,7 +36,7 @@ def bare_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         kind.create(NAME, *this)
         kind.load(NAME)
         cluster = Cluster(kubeconfig)
-        kind.settle(cluster)
+        kind.nodes_ready(cluster)
         yield cluster
     finally:
         if KEEP:
@@ -57,11 +57,7 @@ def has_sample(cluster: Cluster) -> bool:
 def cluster(bare_cluster: Cluster) -> Iterator[Cluster]:
     """A cluster with the operator, the samples and a client's pod."""
     ours = "fencekv-system" not in bare_cluster.names("namespaces")
-    try:
-        kind.install(bare_cluster)
-    except Failed:
-        bare_cluster.report()
-        raise
+    kind.install(bare_cluster)
     yield bare_cluster
     if os.environ.get("KUBECONFIG") and not KEEP:
         with timed("taking away what was made"):
@@ -72,10 +68,21 @@ def cluster(bare_cluster: Cluster) -> Iterator[Cluster]:
                 bare_cluster.kubectl(*words, "-k", str(ROOT / "manifests"), seconds=120)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What makes a cluster of its own goes first: two clusters at once are too many for two cores."""
+    items.sort(key=uses_cluster)
+
+
+def uses_cluster(item: pytest.Item) -> bool:
+    """Whether a test needs the cluster of the whole run."""
+    return "bare_cluster" in getattr(item, "fixturenames", ())
+
+
 @pytest.fixture(autouse=True)
-def report_failures(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[None]:
+def report_failures(request: pytest.FixtureRequest) -> Iterator[None]:
     """Shows the cluster when a test failed."""
+    cluster = request.getfixturevalue("cluster") if uses_cluster(request.node) else None
     before = request.session.testsfailed
     yield
-    if request.session.testsfailed > before:
+    if cluster and request.session.testsfailed > before:
         cluster.report()

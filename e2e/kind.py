@@ -73,7 +73,7 @@ def load(name: str) -> None:
         command("kind", "load", "docker-image", IMAGE, "--name", name, seconds=240)
 
 
-def settle(cluster: Cluster) -> None:
+def nodes_ready(cluster: Cluster) -> None:
     """Waits for all nodes: until then whatever is installed comes to stand on those that were first."""
     with timed("all nodes ready"):
         cluster.wait("--for=condition=Ready", "node", "--all", seconds=NODES_SECONDS_MAX)
@@ -106,6 +106,14 @@ def bytes_over_base(history: str) -> int:
 
 def install(cluster: Cluster) -> None:
     """The steps of the README: operator, samples, and a client's pod."""
+    try:
+        _install(cluster)
+    except Failed:
+        cluster.report()
+        raise
+
+
+def _install(cluster: Cluster) -> None:
     began, is_fresh = time.monotonic(), "fencekv-system" not in cluster.names("namespaces")
     with timed("kubectl apply -k manifests/, operator ready"):
         cluster.kubectl("apply", "-k", str(ROOT / "manifests"))
@@ -126,7 +134,7 @@ def up(folder: Path) -> None:
         create(NAME)
     load(NAME)
     cluster = Cluster(kubeconfig(NAME, folder))
-    settle(cluster)
+    nodes_ready(cluster)
     if there and "fencekv-system" in cluster.names("namespaces"):
         # The image's name is the same as before: only a new pod takes the new one.
         with contextlib.suppress(Failed):

@@ -102,7 +102,7 @@ async def serve(environment: Mapping[str, str], *, on_fatal: Callable[[BaseExcep
         server = await start_server(node, host=host.strip("[]"), port=int(port), cuts=cuts)
         drained = False
         try:
-            drained = await _until_stopped(node, stopping)
+            drained = await until_stopped(node, stopping)
         finally:
             server.goodbye("the shard stops")
             await node.stop(release=drained)
@@ -125,7 +125,7 @@ async def _watch(threads: WriterThreads) -> None:
         threads.tick()
 
 
-async def _until_stopped(node: Node, stopping: asyncio.Event) -> bool:
+async def until_stopped(node: Node, stopping: asyncio.Event) -> bool:
     """Runs the node; True: it was told to stop, and has drained."""
     stop = asyncio.ensure_future(stopping.wait())
     start = asyncio.ensure_future(node.start())

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from engines import turns
-from trio import NAMESPACE, OPTIONS, PODS, Trio, free_ports, put, running_trio, until
+from trio import NAMESPACE, OPTIONS, PODS, Trio, free_ports, held, put, running_trio, until
 
 from fencekv import leases
 from fencekv.errors import FenceKVError, NotOwner, Unavailable, Unknown
@@ -46,19 +46,13 @@ async def owned(trio: Trio, **spec: Any) -> tuple[str, Partition]:
     return uid, await trio.in_sync("sample-0", uid, 3)
 
 
-def replica_of(trio: Trio, pod: str, uid: str) -> Partition:
-    found = trio.held(pod, uid)
-    assert found is not None
-    return found
-
-
 def seq_of(done: Committed) -> int:
     assert done.version is not None, done
     return done.version.number
 
 
 def stands_at(trio: Trio, pod: str, uid: str, epoch: int) -> bool:
-    return replica_of(trio, pod, uid).fence.epoch == epoch
+    return held(trio, pod, uid).fence.epoch == epoch
 
 
 def holds_as_committed(partition: Partition, seq: int) -> bool:
@@ -79,7 +73,7 @@ async def released(trio: Trio, epoch: int) -> None:
 
 def cut_off(trio: Trio, pod: str, uid: str) -> None:
     """The pod's replica follows nobody any more, and hears of no Lease."""
-    partition = replica_of(trio, pod, uid)
+    partition = held(trio, pod, uid)
     partition.lease_changed = lambda raw: None  # type: ignore[method-assign]
     partition._around.links.unfollow(partition.spec.uid)
 
@@ -91,8 +85,8 @@ async def test_standbys_join_and_hold_what_is_acknowledged(trio: Trio) -> None:
     uid, owner = await owned(trio)
     done = await owner.submit(put("a", b"1"), OPTIONS)
     for pod in PODS[1:]:
-        assert replica_of(trio, pod, uid).replica.last.seq >= seq_of(done)
-        assert replica_of(trio, pod, uid).replica.promised == 1
+        assert held(trio, pod, uid).replica.last.seq >= seq_of(done)
+        assert held(trio, pod, uid).replica.promised == 1
     assert len((await trio.lease()).in_sync) == 3
 
 
@@ -121,7 +115,7 @@ async def test_epochs_rise_with_each_grant_and_the_journal_says_where_each_ended
     uid, owner = await owned(trio)
     await owner.submit(put("a", b"1"), OPTIONS)
     for epoch, pod in ((2, "sample-1"), (3, "sample-1"), (4, "sample-0")):
-        last = replica_of(trio, pod, uid).replica.last
+        last = held(trio, pod, uid).replica.last
         assert await trio.grant(pod, uid) == epoch
         await until(partial(stands_at, trio, pod, uid, epoch))
         owner = await trio.owner(pod, uid)
@@ -131,12 +125,12 @@ async def test_epochs_rise_with_each_grant_and_the_journal_says_where_each_ended
     assert await value(owner, "a") == b"4"
     assert owner.replica.closed_epoch == 0
     with pytest.raises(NotOwner):
-        await replica_of(trio, "sample-1", uid).submit(put("a", b"stale"), OPTIONS)
+        await held(trio, "sample-1", uid).submit(put("a", b"stale"), OPTIONS)
 
 
 async def test_a_standby_takes_nothing_of_an_epoch_below_its_promise(trio: Trio) -> None:
     uid, owner = await owned(trio)
-    standby = replica_of(trio, "sample-1", uid)
+    standby = held(trio, "sample-1", uid)
     await standby.replica.promise(7)
     last = standby.replica.last
     answer = asyncio.ensure_future(owner.submit(put("a", b"1"), OPTIONS))
@@ -165,7 +159,7 @@ async def test_a_deposed_owner_follows_and_sets_its_divergent_tail_aside(trio: T
     lost = asyncio.ensure_future(first.submit(put("a", b"lost"), OPTIONS))
     await until(lambda: first.replica.last.seq == seq_of(kept) + 1)
     for pod in PODS[1:]:
-        del replica_of(trio, pod, uid).lease_changed
+        del held(trio, pod, uid).lease_changed
     await trio.grant("sample-1", uid)
     second = await trio.owner("sample-1", uid)
     with pytest.raises(Unknown):
@@ -189,8 +183,8 @@ async def test_a_replica_that_applied_what_is_lost_is_made_anew_under_another_id
         pass
     before = first.replica.replica_id
     for pod in PODS[1:]:
-        del replica_of(trio, pod, uid).lease_changed
-    await trio.grant("sample-1", uid, in_sync=(replica_of(trio, "sample-1", uid).member,))
+        del held(trio, pod, uid).lease_changed
+    await trio.grant("sample-1", uid, in_sync=(held(trio, "sample-1", uid).member,))
     second = await trio.in_sync("sample-1", uid, 3)
     assert first.replica.replica_id != before
     assert first.replica.promised == 2
@@ -203,7 +197,7 @@ async def test_a_replica_that_cannot_be_made_anew_yet_is_not_lost(
     trio: Trio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uid, _ = await owned(trio)
-    standby = replica_of(trio, "sample-2", uid)
+    standby = held(trio, "sample-2", uid)
     before, whole = standby.replica.replica_id, type(standby.replica).reseed
 
     async def full(*_: object, **__: object) -> None:
@@ -278,7 +272,7 @@ async def test_a_move_without_a_wish_names_a_standby_that_holds_everything(trio:
     assert await first.move()
     target = (await trio.lease()).release_target
     assert target in PODS[1:]
-    assert replica_of(trio, target, uid).replica.last == first.replica.last
+    assert held(trio, target, uid).replica.last == first.replica.last
 
 
 async def test_the_releaser_can_be_granted_again_with_a_new_epoch(trio: Trio) -> None:
@@ -371,13 +365,13 @@ async def test_an_owner_out_of_reach_of_its_standbys_lets_go_when_it_is_asked_to
         await under_way
     await until(lambda: owner.fence.role is Role.CLOSED)
     for pod in PODS[1:]:
-        del replica_of(trio, pod, uid).lease_changed
+        del held(trio, pod, uid).lease_changed
     await until(lambda: owner.replica.closed_epoch == 1)
     async with asyncio.timeout(5):
         while not (await trio.lease()).is_released:
             await asyncio.sleep(0.01)
     in_sync = (await trio.lease()).in_sync
-    survivor = next(pod for pod in PODS[1:] if replica_of(trio, pod, uid).member in in_sync)
+    survivor = next(pod for pod in PODS[1:] if held(trio, pod, uid).member in in_sync)
     await trio.grant(survivor, uid)
     second = await trio.owner(survivor, uid)
     assert await value(second, "a") is None
@@ -414,14 +408,17 @@ async def test_a_draining_shard_gives_its_partitions_away_before_its_session_end
     assert await value(after, "a") == b"1"
 
 
-async def test_a_draining_shard_moves_its_few_partitions_one_after_the_other(trio: Trio) -> None:
+async def test_a_draining_shard_moves_its_few_partitions_one_after_the_other(
+    trio: Trio, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Moves that are under way together make each other's pauses longer."""
+    monkeypatch.setattr("fencekv_shard.node.NEXT_MOVE_SECONDS", limits.SUCCESSION_SECONDS_MAX)
     names = ("orders-0", "other-0")
     uids = [await trio.partition(name) for name in names]
     for name, uid in zip(names, uids, strict=True):
         await trio.grant("sample-0", uid, name)
         await trio.in_sync("sample-0", uid, 3)
-    first, second = (replica_of(trio, "sample-0", uid) for uid in uids)
+    first, second = (held(trio, "sample-0", uid) for uid in uids)
     draining = asyncio.ensure_future(trio.shards["sample-0"].node.drain())
     await until(lambda: first.fence.role is Role.CLOSED)
     await turns(100)
@@ -447,9 +444,9 @@ async def test_sigterm_while_an_epoch_is_opened_ends_cleanly(trio: Trio) -> None
     await until(lambda: all(trio.held(pod, uid) for pod in PODS))
     for pod in PODS[1:]:
         cut_off(trio, pod, uid)
-    members = [replica_of(trio, pod, uid).member for pod in PODS]
+    members = [held(trio, pod, uid).member for pod in PODS]
     await trio.grant("sample-0", uid, in_sync=members)
-    await until(lambda: replica_of(trio, "sample-0", uid).fence.role is Role.GRANTED)
+    await until(lambda: held(trio, "sample-0", uid).fence.role is Role.GRANTED)
     await asyncio.wait_for(trio.shards["sample-0"].node.drain(), 5)
     await asyncio.wait_for(trio.stop("sample-0", release=True), 5)
 
@@ -463,7 +460,7 @@ async def test_a_grant_to_another_replica_of_this_pod_is_given_back(trio: Trio) 
     async with asyncio.timeout(5):
         while not (await trio.lease()).is_released:
             await asyncio.sleep(0.01)
-    partition = replica_of(trio, "sample-0", uid)
+    partition = held(trio, "sample-0", uid)
     assert (partition.fence.role, partition.fence.epoch) == (Role.STANDBY, 1)
     assert await trio.grant("sample-0", uid, in_sync=(partition.member,)) == 2
     assert (await trio.owner("sample-0", uid)).fence.epoch == 2
@@ -472,7 +469,7 @@ async def test_a_grant_to_another_replica_of_this_pod_is_given_back(trio: Trio) 
 async def test_a_grant_below_its_own_promise_is_not_taken_and_the_report_says_why(trio: Trio) -> None:
     uid = await trio.partition()
     await until(lambda: trio.held("sample-0", uid))
-    partition = replica_of(trio, "sample-0", uid)
+    partition = held(trio, "sample-0", uid)
     await partition.replica.promise(5)
     await trio.grant("sample-0", uid)
     await until(lambda: partition.fence.epoch == 1 and partition.fence.role is Role.STANDBY)
@@ -518,7 +515,7 @@ async def test_a_shard_that_restarts_under_its_pods_name_is_no_owner_by_that(tri
     await trio.stop("sample-0")
     await trio.start("sample-0", port=port)
     await until(lambda: trio.held("sample-0", uid))
-    again = replica_of(trio, "sample-0", uid)
+    again = held(trio, "sample-0", uid)
     assert (again.replica.replica_id, again.replica.promised) == (replica_id, promised)
     assert again.fence.role is Role.STANDBY
     with pytest.raises(NotOwner):
@@ -568,10 +565,10 @@ async def test_a_cached_read_shows_only_what_is_committed(trio: Trio) -> None:
     uid, owner = await owned(trio)
     await owner.submit(put("a", b"old"), OPTIONS)
     for pod in PODS[1:]:
-        await until(partial(holds_as_committed, replica_of(trio, pod, uid), owner.replica.last.seq))
+        await until(partial(holds_as_committed, held(trio, pod, uid), owner.replica.last.seq))
     cut_off(trio, "sample-2", uid)
     answer = asyncio.ensure_future(owner.submit(put("a", b"new"), OPTIONS))
-    one = replica_of(trio, "sample-1", uid)
+    one = held(trio, "sample-1", uid)
     await until(lambda: one.replica.last.seq == owner.replica.last.seq)
     cached = Options(consistency=Consistency.CACHED)
     assert (await one.read("a", cached)).record.value == b"old"  # type: ignore[union-attr]
@@ -587,7 +584,7 @@ async def test_a_read_waits_for_its_minimum_token_and_says_where_it_got_stuck(
     monkeypatch.setattr(limits, "FRESH_SECONDS_MAX", 0.1)
     uid, owner = await owned(trio)
     done = await owner.submit(put("a", b"1"), OPTIONS)
-    one = replica_of(trio, "sample-1", uid)
+    one = held(trio, "sample-1", uid)
     cached = Options(consistency=Consistency.CACHED, min_token=done.token)
     monkeypatch.setattr(limits, "FRESH_SECONDS_MAX", 5)
     assert (await one.read("a", cached)).record.value == b"1"  # type: ignore[union-attr]
@@ -622,7 +619,7 @@ async def test_a_full_disk_gives_a_grant_to_another_member_and_ends_no_process(
 ) -> None:
     uid, owner = await owned(trio)
     await owner.submit(put("a", b"1"), OPTIONS)
-    one = replica_of(trio, "sample-1", uid)
+    one = held(trio, "sample-1", uid)
 
     async def full(epoch: int) -> None:
         raise DiskFull("full")

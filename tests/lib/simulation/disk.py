@@ -47,7 +47,7 @@ class Disks:
     slow_max: float = 0.3
     full: set[str] = field(default_factory=set)  # hosts without room
     failing: dict[str, bool] = field(default_factory=dict)  # hosts whose next commit fails; True: once done
-    trimmed: dict[str, dict[int, bytes]] = field(default_factory=dict)  # by partition: what any replica folded
+    folded: dict[str, dict[int, bytes]] = field(default_factory=dict)  # by partition: what any replica folded
     after_commit: dict[str, Callable[[], None]] = field(default_factory=dict)  # once, by process
 
 
@@ -120,13 +120,13 @@ def _remembering(disks: Disks) -> Iterator[None]:
     """
     fold = Store.fold
 
-    def remembered(self: Store, folded: Fold, base: Base) -> Prepared:
-        known, first = disks.trimmed.setdefault(self.path.name, {}), self.base.seq + 1
+    def remembered(self: Store, step: Fold, base: Base) -> Prepared:
+        known, first = disks.folded.setdefault(self.path.name, {}), self.base.seq + 1
         for seq, record in enumerate(
             self.records(first, count_max=base.seq + 1 - first, bytes_max=1 << 40), first
         ):
             assert known.setdefault(seq, record) == record, f"seq {seq} was folded as something else before"
-        return fold(self, folded, base)
+        return fold(self, step, base)
 
     with mock.patch.object(Store, "fold", remembered):
         yield

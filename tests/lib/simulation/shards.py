@@ -19,6 +19,7 @@ from fencekv_shard import api
 from fencekv_shard.api import Consistency, Options, Range
 from fencekv_shard.node import Node, NodeConfig
 from fencekv_shard.partition import Partition
+from fencekv_shard.serve import until_stopped
 from fencekv_shard.session import SessionOver
 from fencekv_shard.store import CommitFailed
 from fencekv_shard.transaction import Compare, Put, Relation, Target, Transaction
@@ -79,33 +80,12 @@ class Shard:
         )
         self.network.serve(self.process, self.http, self._answer)
         try:
-            drained = await self._until_stopped(self.node)
+            drained = await until_stopped(self.node, self.stopping)
         except SessionOver as error:
             self.loop.trace(f"session over: {error}")
             raise SystemExit(70) from error
         await self.node.stop(release=drained)
         raise SystemExit(0)
-
-    async def _until_stopped(self, node: Node) -> bool:
-        stop = asyncio.ensure_future(self.stopping.wait())
-        work = asyncio.ensure_future(self._serve(node))
-        await asyncio.wait([work, stop], return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
-            self.loop.trace("drain")
-            drain = asyncio.ensure_future(node.drain())
-            await asyncio.wait([work, drain], return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                work.cancel()
-                await asyncio.gather(work, return_exceptions=True)
-                return True
-            drain.cancel()
-        await work
-        raise AssertionError("a shard runs until its session is over")
-
-    async def _serve(self, node: Node) -> None:
-        await node.start()
-        self.loop.trace(f"session taken {self.session}")
-        await node.run()
 
     def _fatal(self, error: BaseException) -> None:
         if not self.process.alive:

@@ -329,8 +329,8 @@ class World:
         for pod in self.pods:
             first, kept, problem = _records(self.folder / pod.name / "partitions", lease.partition_uid)
             problems += [f"{pod.name}: {problem}"] if problem else []
-            trimmed = self.disks.trimmed.get(lease.partition_uid, {})
-            raw[pod.name] = [*(trimmed[seq] for seq in range(first)), *kept]
+            folded = self.disks.folded.get(lease.partition_uid, {})
+            raw[pod.name] = [*(folded[seq] for seq in range(first)), *kept]
         owner = raw[lease.session.pod]
         for member in lease.in_sync:
             other = raw[member.partition("/")[0]]
