@@ -107,7 +107,7 @@ class Operator:
         self._kube = HttpKube(access, user_agent=USER_AGENT)
         self._shards = HttpShardClient()
         self._leader = Leader(self._kube, namespace=access.namespace, identity=options.identity, clock=self._clock)
-        self._recorder = Recorder(kube=self._kube, clock=self._clock, reporter=options.identity)
+        self._recorder = Recorder(kube=self._kube, clock=self._clock, reporter=options.identity, calm=self._calm)
         self._reconciler = Reconciler(
             kube=self._kube,
             clock=self._clock,
@@ -120,6 +120,8 @@ class Operator:
             post=self._recorder.post,
             kube_namespace=self._kube_namespace,
             answered_at=lambda: self._failover.quorum_read_at,
+            born=self._born,
+            crowded=self._is_crowded,
         )
         self._failover = Failover(
             kube=self._kube,
@@ -132,6 +134,7 @@ class Operator:
             on_change=self._reconciler.on_change,
             preference=self._reconciler.preferences.of,
             step_down=self._leader.step_down,
+            on_partition=lambda change, item: self._reconciler.observe(KV_PARTITIONS, change, item),
         )
         self._operations = Operations(
             kube=self._kube,
@@ -181,6 +184,15 @@ class Operator:
     def _facts(self, namespace: str, partition: str) -> PartitionFacts | None:
         # The loop and the reconciler know of each other; the reconciler is made first.
         return self._failover.facts(namespace, partition)
+
+    def _is_crowded(self) -> bool:
+        return self._failover.crowd.is_there
+
+    async def _calm(self) -> None:
+        await self._failover.crowd.passed()
+
+    def _born(self, partition: dict[str, Any]) -> bool:
+        return self._failover.born(partition)
 
     async def run(self) -> int:
         """Runs until a signal or until a part ends; gives the exit status."""

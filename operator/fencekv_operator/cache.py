@@ -4,7 +4,8 @@ Fed by watches, by the answers to our own writes, and by a periodic list. It is 
 every write that could do harm on an old sight is a compare-and-swap, or asks the server anew.
 
 Invariants:
-  * A list never undoes what was learned after it was begun.
+  * A list never undoes what was learned after it was begun, and a watch that lags nothing that a write's answer
+    showed. A store that was put back, whose versions are lower, is believed by the next list.
   * An object is of one incarnation: a deletion of another UID does not remove it, and what was deleted does not
     come back: the answer to the write that took the last finalizer may be read after the watch told of the end.
 """
@@ -68,8 +69,8 @@ class Cache:
         """How many objects of a kind belong to a KVNamespace; as cheap as it gets."""
         return len(self._members.get((resource.plural, namespace, kvns), ()))
 
-    def put(self, resource: Resource, obj: Object) -> bool:
-        """Takes an object; says whether that is news."""
+    def put(self, resource: Resource, obj: Object, *, listed: bool = False) -> bool:
+        """Takes an object; says whether that is news. `listed`: from a list, which is believed in any case."""
         key, uid = _key(obj), obj["metadata"]["uid"]
         entries = self._entries.setdefault(resource.plural, {})
         entry = entries.get(key)
@@ -80,6 +81,8 @@ class Cache:
         if old is not None:
             if old["metadata"]["resourceVersion"] == obj["metadata"]["resourceVersion"]:
                 entries[key] = _Entry(old, self.tick, uid)
+                return False
+            if not listed and entry is not None and entry.uid == uid and _is_older(obj, old):
                 return False
             self._leave(resource, old)
         slim = _slim(resource, obj)
@@ -111,7 +114,7 @@ class Cache:
         for obj in objects:
             key = _key(obj)
             listed.add(key)
-            if key not in recent and self.put(resource, obj):
+            if key not in recent and self.put(resource, obj, listed=True):
                 news.append(obj)
         for key in sorted(known.keys() - listed - recent):
             if namespace is not None and key[0] != namespace:
@@ -129,6 +132,12 @@ class Cache:
         members.discard(name)
         if not members:
             self._members.pop(where, None)
+
+
+def _is_older(obj: Object, known: Object) -> bool:
+    """Whether one version came before another: as numbers, which they are, and may be compared since 1.35."""
+    versions = [each["metadata"]["resourceVersion"] for each in (obj, known)]
+    return all(each.isdecimal() for each in versions) and int(versions[0]) < int(versions[1])
 
 
 def _key(obj: Mapping[str, Any]) -> Name:

@@ -12,12 +12,12 @@ import asyncio
 import hashlib
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from fencekv.clock import Clock
-from fencekv.kube import EVENTS, Kube, KubeAlreadyExists, KubeError, Unclear
+from fencekv.kube import EVENTS, KV_PARTITIONS, Kube, KubeAlreadyExists, KubeError, Unclear
 from fencekv_operator.facts import Reason, Transition
 from fencekv_operator.status import timestamp
 
@@ -73,11 +73,15 @@ def condition_notices(obj: Mapping[str, Any], new: Sequence[Mapping[str, Any]]) 
     """One Notice for each condition whose status the new conditions change."""
     old = {each["type"]: each.get("status") for each in (obj.get("status") or {}).get("conditions") or ()}
     notices = []
+    # Of a new table's partitions each becomes ready: the table says so.
+    is_born = obj["kind"] == KV_PARTITIONS.kind and not old
     for condition in new:
         kind, status = condition["type"], condition["status"]
         good_when = "True" if kind == "Ready" else "False"
         first = kind not in old
         if kind not in SHOWN or status == old.get(kind) or (first and (status == "False")):
+            continue
+        if is_born and kind == "Ready":
             continue
         good = status == good_when
         reason = kind if status == "True" else f"Not{kind}"
@@ -131,8 +135,11 @@ def event_object(what: Notice, *, count: int, unix_seconds: float, reporter: str
 class Recorder:
     """Posts Events in the background, a bounded number of them."""
 
-    def __init__(self, *, kube: Kube, clock: Clock, reporter: str) -> None:
-        self._kube, self._clock, self._reporter = kube, clock, reporter
+    def __init__(
+        self, *, kube: Kube, clock: Clock, reporter: str, calm: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        """`calm` returns when Events may be written: not so many partitions change hands."""
+        self._kube, self._clock, self._reporter, self._calm = kube, clock, reporter, calm
         self._queue: asyncio.Queue[Notice] = asyncio.Queue(maxsize=QUEUE_MAX)
         self._counts: OrderedDict[str, int] = OrderedDict()
         self.dropped = 0
@@ -148,6 +155,8 @@ class Recorder:
         """Posts until it is cancelled."""
         while True:
             what = await self._queue.get()
+            if self._calm is not None:
+                await self._calm()
             try:
                 await self._write(what)
             except (KubeError, Unclear) as error:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from fencekv.clock import Chance, Clock
@@ -33,6 +33,7 @@ from fencekv.leases import (
     Session,
     SessionLease,
 )
+from fencekv_operator.crowd import Crowd
 from fencekv_operator.facts import PartitionFacts, Reason, Transition, Trouble
 from fencekv_operator.grants import Settled, Writer
 from fencekv_operator.knowledge import Key, Knowledge, Reports
@@ -52,7 +53,7 @@ from fencekv_operator.ownership import (
 )
 from fencekv_operator.phases import Phases
 from fencekv_operator.placing import Preference
-from fencekv_operator.reports import Report
+from fencekv_operator.reporting import MUTE_SECONDS, Reporting, rest_seconds
 from fencekv_operator.sessions import terminated_messages
 from fencekv_operator.shards import ShardClient
 from fencekv_operator.silence import Reading
@@ -65,19 +66,15 @@ Object = dict[str, Any]
 TICK_SECONDS: Final = 1.0
 READ_SECONDS: Final = 1.0
 READ_GAP_SECONDS: Final = 0.02  # between two quorum reads, however many hints come
-REPORT_SECONDS: Final = 1.0
-MUTE_SECONDS: Final = 0.2  # what a round grants a shard that did not answer last time: the others are not to wait
 POLL_SECONDS: Final = 2.0
 POLL_SOON_SECONDS: Final = 0.25
-# The rest after reports were asked for: of very many replicas they take much of what everybody waits for.
-REST_SECONDS_PER_REPLICA: Final = 0.0003
-REST_SECONDS_MAX: Final = 0.5
 LIVELY_SECONDS: Final = 3.0  # after a change of a record: reports are polled as fast as they may be
+LEASE_LAG_SECONDS: Final = 1.0
 COLLECT_SECONDS: Final = 10.0
+RAISE_SECONDS: Final = 0.25
 ASK_SECONDS: Final = 30.0  # between two requests that the owner of an epoch release the same partition
 SESSIONS_AT_ONCE: Final = 32
-PARTITIONS_AT_ONCE: Final = 12  # more are no faster, and the leader's Lease would wait behind them
-REPORTS_AT_ONCE: Final = 64
+PARTITIONS_AT_ONCE: Final = 12  # more are no faster, and whatever else is asked would wait behind them
 
 
 class Failover:
@@ -96,26 +93,37 @@ class Failover:
         on_change: Callable[[str, str], None],
         preference: Callable[[str, str], Preference] = lambda _namespace, _partition: Preference.NONE,
         step_down: Callable[[str], None] = lambda _why: None,
+        on_partition: Callable[[str, Object], None] = lambda _change, _item: None,
     ) -> None:
         """Watches over one Kubernetes namespace (None: all of them).
 
         `on_transition` gets the Kubernetes namespace and what was done; `on_change` the Kubernetes namespace and
         the name of a partition whose facts changed. `preference` says how much a partition, by Kubernetes
         namespace and name, is to be owned by its first pod. `step_down` is told why another one may do better.
+        `on_partition` gets each change of a KVPartition: ADDED, MODIFIED or DELETED, and the object.
         """
         self._kube, self._shards, self._clock, self._chance = kube, shards, clock, chance
         self._namespace, self._leading = namespace, leading
         self._on_transition, self._on_change, self._step_down = on_transition, on_change, step_down
+        self._on_partition = on_partition
         self._writer = Writer(kube=kube, clock=clock, leading=leading)
         self._knows = Knowledge(clock)
         self.phases = Phases()
+        self.crowd = Crowd(clock)
         self.mover = Mover(knows=self._knows, shards=shards, clock=clock, leading=leading, preference=preference)
         self._dead_hints: set[tuple[str, Session]] = set()
-        self._mute: set[tuple[str, Session]] = set()  # whose last report failed
         self._asked_at: dict[str, tuple[int, float]] = {}  # by partition UID: the epoch whose owner was, and when
         self._collected_at = self._lively_until = clock.now()
         self._read_soon, self._act_soon, self._poll_soon = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._background: set[asyncio.Task[None]] = set()
+        self._reporting = Reporting(
+            shards=shards,
+            knows=self._knows,
+            phases=self.phases,
+            clock=clock,
+            on_change=on_change,
+            on_silence=self._read_soon.set,
+        )
         self.ticked_at = clock.now()
         self.quorum_read_at = float("-inf")
         kinds = {kind: f"{LABEL_KIND}={kind}" for kind in (KIND_PARTITION, KIND_SESSION, KIND_SHARD)}
@@ -144,6 +152,15 @@ class Failover:
             await self._guarded(informer.run(), "an informer")
             await asyncio.sleep(TICK_SECONDS)
 
+    def born(self, item: Object) -> bool:
+        """Takes a KVPartition that this process has just made; whether it is granted without more, record and all.
+
+        Only where all pods that it is placed on have sessions, which are then older than it.
+        """
+        is_known = self._knows.born(Partition.parse(item))
+        self._act_soon.set()
+        return is_known
+
     def facts(self, namespace: str, partition: str) -> PartitionFacts | None:
         """What is known of a partition; None: it is not known itself."""
         return self._knows.facts((namespace, partition))
@@ -156,11 +173,14 @@ class Failover:
 
     def _partition_changed(self, kind: str, item: Object) -> None:
         partition = self._knows.partition_changed(kind, item)
+        self._on_partition(kind, item)
         if self._knows.needs_attention((partition.namespace, partition.name)):
             self._act_soon.set()
 
     def _lease_changed(self, kind: str, item: Object) -> None:
-        key = self._knows.lease_changed(kind, item)
+        key, is_owned = self._knows.lease_changed(kind, item)
+        if is_owned:
+            self.crowd.note()
         self._on_change(*key)
         self._lively_until = self._clock.now() + LIVELY_SECONDS
         self._poll_soon.set()
@@ -243,12 +263,15 @@ class Failover:
         await bounded(SESSIONS_AT_ONCE, (self._fence_again(*undone) for undone in self._undone()))
         await bounded(SESSIONS_AT_ONCE, (self._end_session(*doubted) for doubted in self._doubted()))
         keys = [key for key in sorted(self._knows.partitions) if self._look(key)]
+        for key in keys:
+            if self._knows.has_owner(key):
+                self.crowd.note()
         if keys:
             pods = {(key[0], pod) for key in keys for pod in self._knows.pods_of(self._knows.partitions[key])}
-            reports = await self._fetch(sorted(pods), mute_seconds=MUTE_SECONDS)
+            reports = await self._reporting.fetch(sorted(pods), mute_seconds=MUTE_SECONDS)
             await bounded(PARTITIONS_AT_ONCE, (self._settle(key, reports) for key in keys))
             # The next round takes together what comes meanwhile: each asks for whole reports.
-            await asyncio.sleep(_rest_seconds(reports))
+            await asyncio.sleep(rest_seconds(reports))
         if self._clock.now() >= self._collected_at + COLLECT_SECONDS:
             self._collected_at = self._clock.now()
             await self._collect()
@@ -311,8 +334,10 @@ class Failover:
         """Whether a partition needs reports; takes note of a doubted owner on the way."""
         partition, lease = self._knows.partitions[key], self._knows.leases.get(key)
         if self._knows.needs_attention(key):
-            self._knows.signs.setdefault(partition.uid, self._clock.now())
-            return True
+            since = self._knows.signs.setdefault(partition.uid, self._clock.now())
+            # A Lease that no watch shows is most likely on its way: a quorum read can wait.
+            lags = lease is None and self._clock.now() < since + LEASE_LAG_SECONDS
+            return not lags or self._knows.is_new(partition)
         self._knows.signs.pop(partition.uid, None)
         doubt = self._knows.doubt(partition, lease) if lease is not None else ""
         self._note(partition, Wait(detail=doubt) if doubt else Nothing())
@@ -323,20 +348,22 @@ class Failover:
         if partition is None:
             return
         cached, shown = self._knows.leases.get(key), None
-        if cached is not None:
+        is_new = cached is None and self._knows.is_new(partition)
+        if cached is not None or is_new:
             decision = decide(self._knows.view(partition, cached, reports))
             if isinstance(decision, Nothing | Wait | Degraded | Blocked | Held):
                 if isinstance(decision, Degraded | Blocked) and self._knows.renews(key[0], decision.missing):
                     self._step_down(f"{partition.name}: {decision.detail}")
                 self._decided(partition, decision)
                 return
-            if isinstance(decision, Grant):
+            if isinstance(decision, Grant) and cached is not None:
                 shown = self._leases.items.get((key[0], cached.name))
 
         settled = await self._writer.settle(
             partition,
             lambda lease: self._knows.view(partition, lease, reports),
             shown=shown,
+            is_new=is_new,
             on_read=lambda lease: self._knows.lease_read(partition, lease),
         )
         if settled.raw is not None:
@@ -378,9 +405,19 @@ class Failover:
         self._decided(partition, Nothing())
         self._on_transition(partition.namespace, transition)
         self._on_change(partition.namespace, partition.name)
-        task = asyncio.get_running_loop().create_task(self._writer.raise_status(partition, grant.epoch))
+        if grant.reason is Reason.CREATED:
+            return  # Its first status tells the epoch, and comes soon.
+        task = asyncio.get_running_loop().create_task(self._raise_status(partition, grant.epoch))
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+    async def _raise_status(self, partition: Partition, epoch: int) -> None:
+        """Later: whoever takes over now needs the API server more. By then the whole status may tell it."""
+        await asyncio.sleep(RAISE_SECONDS)
+        await self.crowd.passed()
+        current = self._knows.partitions.get((partition.namespace, partition.name))
+        if current is not None and current.uid == partition.uid and current.epoch < epoch:
+            await self._writer.raise_status(partition, epoch)
 
     async def _ask_release(self, partition: Partition, ask: AskRelease) -> None:
         now = self._clock.now()
@@ -437,50 +474,15 @@ class Failover:
         while True:
             self._poll_soon.clear()
             if self._leading():
-                pods = [
-                    (namespace, pod)
-                    for namespace in self._knows.namespaces()
-                    for pod in sorted(self._knows.book(namespace).seen)
-                ]
-                await self._guarded(self._fetch(pods), "asking the shards for reports")
+                await self.crowd.passed()  # a round asks for itself, and who shows waits
+                await self._guarded(self._reporting.poll(), "asking the shards for reports")
                 if self._knows.doubtful:
                     self._act_soon.set()
-            await asyncio.sleep(max(POLL_SOON_SECONDS, _rest_seconds(self._knows.reports)))
+            await asyncio.sleep(max(POLL_SOON_SECONDS, rest_seconds(self._knows.reports)))
             # Spread out, so that several operators and many shards do not fall into step.
             pause = POLL_SECONDS * (0.75 + self._chance.random() / 2) - POLL_SOON_SECONDS
             if self._clock.now() >= self._lively_until:
                 await event_within(self._poll_soon, pause)
-
-    async def _fetch(self, pods: Iterable[Key], *, mute_seconds: float = REPORT_SECONDS) -> dict[Key, Report]:
-        """Asks every one of these pods that has a live session; a silent one takes one time-out for all."""
-        fresh: dict[Key, Report] = {}
-
-        async def ask(key: Key) -> None:
-            book = self._knows.book(key[0])
-            seen = book.live(key[1])
-            if seen is None or not seen.lease.http:
-                return
-            session = seen.lease.session
-            try:
-                async with asyncio.timeout(mute_seconds if (key[0], session) in self._mute else REPORT_SECONDS):
-                    report = await self._shards.report(seen.lease.http)
-            except TimeoutError:
-                report = None
-            if report is None:
-                if (key[0], session) not in self._mute:  # The first failure hints at something; the next ones not.
-                    self._mute.add((key[0], session))
-                    self._read_soon.set()
-                return
-            self._mute.discard((key[0], session))
-            now = book.live(key[1])
-            if now is not None and report.session == now.lease.session:
-                fresh[key] = report
-                self.phases.reported(report.replicas, at=self._clock.now())
-                for name in self._knows.reported(key[0], report):
-                    self._on_change(key[0], name)
-
-        await bounded(REPORTS_AT_ONCE, (ask(key) for key in pods))
-        return fresh
 
     async def _guarded(self, work: Awaitable[object], what: str) -> None:
         """The loop outlives whatever is wrong with one step of it."""
@@ -488,8 +490,3 @@ class Failover:
             await work
         except Exception:
             logger.exception("failed: %s", what)
-
-
-def _rest_seconds(reports: Reports) -> float:
-    replicas = sum(len(report.replicas) for report in reports.values())
-    return min(REST_SECONDS_MAX, REST_SECONDS_PER_REPLICA * replicas)

@@ -51,7 +51,6 @@ Object = dict[str, Any]
 
 STEP_SECONDS: Final = 1.0
 STATUSES_AT_ONCE: Final = 4  # that are raised: further grants go first
-RAISE_SECONDS: Final = 0.25
 ATTEMPTS_MAX: Final = 3
 
 
@@ -136,22 +135,25 @@ class Writer:
         see: Callable[[PartitionLease | None], View],
         *,
         shown: Object | None,
+        is_new: bool = False,
         on_read: Callable[[PartitionLease | None], None],
     ) -> Settled:
         """Decides on the partition Lease, and grants if that is the decision.
 
         `shown`: the Lease as a watch showed it, to be granted on. If it has changed since, the CAS says so, and
-        then it is read by quorum, as it is where nothing was shown. `on_read` is told what that gave.
+        then it is read by quorum, as it is where nothing was shown, unless the partition `is_new`: then there is
+        none, or making it will fail. `on_read` is told what a reading gave.
         """
         tried: tuple[Grant, PartitionLease | None] | None = None  # None: nothing was written yet.
+        reads = shown is None and not is_new
         for _ in range(ATTEMPTS_MAX):
             try:
-                if shown is None:
+                if reads:
                     raw, lease = await self._read(partition)
                     on_read(lease)
                 else:
-                    raw, lease = shown, PartitionLease.parse(shown)
-                shown = None
+                    raw, lease = shown, PartitionLease.parse(shown) if shown is not None else None
+                reads = True
             except (KubeError, Unclear) as error:
                 return _unsettled(f"its Lease could not be read: {error}")
             except MalformedLease as error:
@@ -186,11 +188,7 @@ class Writer:
         return True
 
     async def raise_status(self, partition: Partition, epoch: int) -> None:
-        """Leaves the epoch in the KVPartition's status, as a floor for when its Lease is lost. Best effort.
-
-        A moment later: whoever takes over now needs the API server more.
-        """
-        await asyncio.sleep(RAISE_SECONDS)
+        """Leaves the epoch in the KVPartition's status, as a floor for when its Lease is lost. Best effort."""
         body = {"status": {"epoch": epoch}}
         try:
             async with self._statuses:

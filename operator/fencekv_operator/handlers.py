@@ -28,6 +28,8 @@ REQUEST_SECONDS: Final = 10
 CONNECT_SECONDS: Final = 5
 WATCH_SECONDS: Final = 300
 WORKERS_MAX: Final = 50
+# A worker waits so long for more of the same object. Left at 5 s, fifty of them take ten objects a second.
+IDLE_SECONDS: Final = 0.2
 CHUNK: Final = 500
 
 
@@ -46,6 +48,7 @@ def settings() -> kopf.OperatorSettings:
     chosen.networking.request_timeout = REQUEST_SECONDS
     chosen.networking.connect_timeout = CONNECT_SECONDS
     chosen.queueing.worker_limit = WORKERS_MAX
+    chosen.queueing.idle_timeout = IDLE_SECONDS
     chosen.peering.standalone = True
     chosen.scanning.disabled = True
     chosen.posting.enabled = False

@@ -26,6 +26,7 @@ Object = dict[str, Any]
 Key = tuple[str, str]  # Kubernetes namespace and partition (or KVNamespace, or pod)
 Reports = Mapping[Key, Report]
 
+NEW_SECONDS: Final = 10.0  # for how long a partition that has no record is new rather than without one
 LEASE_PREFIX: Final = "partition-"
 UNREADABLE: Final = "its Lease is not one of ours: "
 
@@ -46,6 +47,7 @@ class Knowledge:
         self._epochs: dict[str, int] = {}  # by partition UID
         self._planned: dict[str, int] = {}  # by partition UID: the last epoch that was granted after a release
         self._absent_since: dict[str, float] = {}  # by partition UID: when a quorum read first found no Lease
+        self._born: dict[str, tuple[float, frozenset[Session]]] = {}  # by partition UID: when, and see `born`
         self._cleared: dict[str, tuple[int, frozenset[Session]]] = {}  # by partition UID
 
     # What comes in
@@ -56,7 +58,7 @@ class Knowledge:
         key = (partition.namespace, partition.name)
         if kind == "DELETED":
             self.partitions.pop(key, None)
-            for memory in (self.troubles, self.signs, self._epochs, self._absent_since, self._cleared):
+            for memory in (self.troubles, self.signs, self._epochs, self._absent_since, self._cleared, self._born):
                 memory.pop(partition.uid, None)
             self._planned.pop(partition.uid, None)
             self.doubtful.discard(partition.uid)
@@ -64,8 +66,8 @@ class Knowledge:
             self.partitions[key] = partition
         return partition
 
-    def lease_changed(self, kind: str, item: Object) -> Key:
-        """Takes a partition Lease; gives the partition's key."""
+    def lease_changed(self, kind: str, item: Object) -> tuple[Key, bool]:
+        """Takes a partition Lease; gives the partition's key, and whether it had an owner and has a Lease."""
         metadata = item["metadata"]
         key = (metadata["namespace"], metadata["name"].removeprefix(LEASE_PREFIX))
         before = self.leases.pop(key, None)
@@ -73,12 +75,13 @@ class Knowledge:
             try:
                 lease = PartitionLease.parse(item)
             except MalformedLease:
-                return key  # As good as none; a quorum read will say what is wrong with it.
+                return key, False  # As good as none; a quorum read will say what is wrong with it.
             self.leases[key] = lease
+            self._born.pop(lease.partition_uid, None)
             self._saw_epoch(lease.partition_uid, lease.epoch)
             if before is not None and before.is_released and lease.epoch == before.epoch + 1:
                 self._planned[lease.partition_uid] = lease.epoch
-        return key
+        return key, kind != "DELETED" and before is not None and before.session is not None
 
     def space_changed(self, kind: str, item: Object) -> None:
         """Takes a KVNamespace: its D."""
@@ -113,7 +116,20 @@ class Knowledge:
             self._absent_since.setdefault(partition.uid, self._clock.now())
         else:
             self._absent_since.pop(partition.uid, None)
+            self._born.pop(partition.uid, None)
             self._saw_epoch(lease.partition_uid, lease.epoch)
+
+    def born(self, partition: Partition) -> bool:
+        """Takes a partition that this process has just made; whether all of its pods have sessions.
+
+        What those sessions report of it is all that there is: whoever held these pods before them was deposed
+        before the partition was there to be granted.
+        """
+        book = self.book(partition.namespace)
+        sessions = [seen.lease.session for pod in partition.replicas if (seen := book.live(pod)) is not None]
+        if len(sessions) == len(partition.replicas):
+            self._born[partition.uid] = self._clock.now(), frozenset(sessions)
+        return self.is_new(partition)
 
     def granted(self, partition: Partition, epoch: int, reports: Reports) -> None:
         """Takes note of a grant that this process made on these reports."""
@@ -183,6 +199,11 @@ class Knowledge:
         alive = [seen.lease.session for pod in pods if (seen := book.live(pod)) is not None]
         return any(not book.tracks[session].doubted for session in alive if session in book.tracks)
 
+    def has_owner(self, key: Key) -> bool:
+        """Whether a partition's Lease names an owner, dead or alive."""
+        lease = self.leases.get(key)
+        return lease is not None and lease.session is not None
+
     def pods_of(self, partition: Partition) -> set[str]:
         """The pods that may hold a replica of a partition."""
         lease = self.leases.get((partition.namespace, partition.name))
@@ -202,6 +223,11 @@ class Knowledge:
             or lease.alone_since == lease.epoch
             or self.known_epoch(partition) > lease.epoch
         )
+
+    def is_new(self, partition: Partition) -> bool:
+        """Whether this process made the partition a moment ago, and no record of it was ever seen."""
+        began, _ = self._born.get(partition.uid, (-math.inf, frozenset()))
+        return self._clock.now() < began + NEW_SECONDS
 
     def known_epoch(self, partition: Partition) -> int:
         """The highest epoch that was ever seen, wherever."""
@@ -262,6 +288,7 @@ class Knowledge:
                 if not book.settled(pod, duration, answered=answers[pod].session if pod in answers else None)
             ),
             cleared=self._cleared_under(lease) if lease else frozenset(),
+            born=self._born[partition.uid][1] if lease is None and self.is_new(partition) else frozenset(),
         )
 
     def facts(self, key: Key) -> PartitionFacts | None:

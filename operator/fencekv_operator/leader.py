@@ -14,11 +14,12 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import Any, Final
 
 from fencekv.clock import Clock
-from fencekv.kube import LEASES, Kube, KubeError, KubeNotFound, Unclear
+from fencekv.kube import LEASES, Kube, KubeConflict, KubeError, KubeNotFound, Unclear
 from fencekv.leases import RENEWAL, micro_time
 from fencekv_operator.silence import Heard, Reading
 from fencekv_operator.waiting import event_within
@@ -52,6 +53,7 @@ class Leader:
         self._namespace, self._identity = namespace, identity
         self._lease_seconds, self._renew_seconds = lease_seconds, renew_seconds
         self._sent: float | None = None  # of the last renewal known to be carried out; None: we do not hold it.
+        self._written: Object | None = None  # the Lease as this process wrote it last; None: it is to be read
         self._heard: Heard | None = None  # None: nothing was read yet.
         self._released = False
         self._rests_until = self._stepped_down_at = float("-inf")
@@ -106,9 +108,15 @@ class Leader:
             await self._kube.replace(LEASES, self._namespace, lease, timeout=REQUEST_SECONDS)
 
     async def _step(self) -> None:
-        """One look at the Lease, and a write if it is ours, free, or heard to stand still."""
+        """One renewal on what was written last; else a look, and a write if it is ours, free, or stands still."""
         if self._released:
             return
+        if self._written is not None and self.leading:
+            # Most renewals are this one request: under load a reading before each would be one too many.
+            lease, self._written = self._written, None
+            with contextlib.suppress(KubeConflict, KubeNotFound):  # somebody else wrote it: read what stands there
+                await self._write(lease)
+                return
         sent = self._clock.now()
         try:
             lease = await self._kube.get(LEASES, self._namespace, NAME, timeout=REQUEST_SECONDS)
@@ -148,9 +156,9 @@ class Leader:
         sent = self._clock.now()
         body = self._body(lease)
         if lease is None:
-            await self._kube.create(LEASES, self._namespace, body, timeout=REQUEST_SECONDS)
+            self._written = await self._kube.create(LEASES, self._namespace, body, timeout=REQUEST_SECONDS)
         else:
-            await self._kube.replace(LEASES, self._namespace, body, timeout=REQUEST_SECONDS)
+            self._written = await self._kube.replace(LEASES, self._namespace, body, timeout=REQUEST_SECONDS)
         self._sent = sent
 
     def _body(self, lease: Object | None) -> Object:

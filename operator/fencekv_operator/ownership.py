@@ -9,6 +9,9 @@ What holds of every `Grant` that `decide` returns:
     owner is a member of the in-sync set by its replica id, not by its pod's name; the set after the grant is the
     set before it less the earlier owner's replica if its session is over, and nobody else, and nobody is added.
     The first grant of all has all placed replicas in it: each has said that it is empty, so nobody lacks a thing.
+  * Without a record the first grant is made only of a partition that this operator made itself, a moment ago,
+    while all of its pods had the sessions that answer now: whoever held these pods before was deposed before it
+    was there.
   * While the record is suspect (absent, fallen back, or a replica says so), nothing is granted until every pod of
     `spec.replicas` has answered with its replica, or a person accepted the loss by naming the known epoch. Then:
       - a session that lives and says that it owns the highest epoch is the only one that may be granted: it may be
@@ -108,6 +111,9 @@ class View:
     # Sessions whose suspicion this operator answered by granting the very epoch of the Lease: until they have
     # seen that grant they go on reporting it.
     cleared: frozenset[Session] = frozenset()
+    # Of a partition that this operator made a moment ago, and of which it never saw a record: the sessions that
+    # held its pods before it was there.
+    born: frozenset[Session] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,6 +221,8 @@ def _decide(view: View) -> Decision:
     lease = view.lease
     if view.partition.deleting:
         return Nothing()
+    if lease is None and _is_newborn(view):
+        return _first_grant(view)
     if lease is None and view.absent_seconds < ABSENT_SECONDS_MIN:
         return Wait(detail="its Lease is not there yet, or not any more")
     if lease is not None and lease.partition_uid != view.partition.uid:
@@ -229,6 +237,25 @@ def _decide(view: View) -> Decision:
     if lease.alone_since == lease.epoch:
         return _owner_alone(view, lease)
     return Wait(detail=view.doubt) if view.doubt else Nothing()
+
+
+def _is_newborn(view: View) -> bool:
+    """Whether nobody can ever have been granted a partition without a record.
+
+    No session of its pods is older than the partition but those that answer, and they hold and know nothing.
+    """
+    return (
+        bool(view.born)
+        and view.known_epoch == 0
+        and all(
+            answer.session in view.born and answer.replica is not None and _is_blank(answer.replica)
+            for answer in _holding(view)
+        )
+    )
+
+
+def _is_blank(replica: Replica) -> bool:
+    return replica.empty and replica.set_version == 0 and not replica.suspect
 
 
 def is_suspect(lease: PartitionLease, view: View) -> bool:

@@ -3,8 +3,8 @@
 Invariants:
   * Every answer goes into the cache, so that the next plan knows of it before any watch does.
   * A pod is restarted only while quorum reads show it as it was planned on, and the in-sync sets that this needs.
-  * A partition's record is made only while a quorum read shows that very partition without an epoch, and deleted
-    only while one shows that its partition is gone.
+  * A partition's record is made only for a partition that this very process has just made, or while a quorum read
+    shows that very partition without an epoch; it is deleted only while one shows that its partition is gone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,17 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-from fencekv.kube import KV_PARTITIONS, LEASES, PODS, Kube, KubeAlreadyExists, KubeNotFound, Resource
+from fencekv.kube import (
+    KV_PARTITIONS,
+    LEASES,
+    PODS,
+    Kube,
+    KubeAlreadyExists,
+    KubeError,
+    KubeNotFound,
+    Resource,
+    Unclear,
+)
 from fencekv.leases import (
     KIND_PARTITION,
     LABEL_KIND,
@@ -53,8 +63,10 @@ class Performer:
         kube: Kube,
         learn: Callable[[Resource, str, str, Object | None], None],
         post: Callable[[Notice], None],
+        born: Callable[[Object], bool],
     ) -> None:
-        self._kube, self._learn, self._post = kube, learn, post
+        """`born` is told of each new KVPartition; whether its record is made elsewhere, with its first grant."""
+        self._kube, self._learn, self._post, self._born = kube, learn, post, born
 
     async def perform(self, action: Action) -> None:
         """Carries out one action.
@@ -66,6 +78,10 @@ class Performer:
             case Create(resource=resource, namespace=namespace, body=body):
                 made = await self._kube.create(resource, namespace, body)
                 self._learn(resource, namespace, body["metadata"]["name"], made)
+                if resource is KV_PARTITIONS and not self._born(made):
+                    # No read is needed to know that it had no record. If this fails, `MakeLease` comes later.
+                    with contextlib.suppress(KubeError, Unclear):
+                        await self._create_lease(made)
             case Update(resource=resource, namespace=namespace, name=name, patch=patch):
                 seen = await self._kube.patch(resource, namespace, name, patch)
                 self._learn(resource, namespace, name, seen)
@@ -148,7 +164,11 @@ class Performer:
             return
         if "epoch" in (current.get("status") or {}):
             return  # It had a record. If there is none now it was lost, which is for the failover loop to judge.
-        body = resources.partition_lease(current)
+        await self._create_lease(current)
+
+    async def _create_lease(self, partition: Object) -> None:
+        """Makes the record of a partition; one of an earlier namesake gives way to it."""
+        meta, body = partition["metadata"], resources.partition_lease(partition)
         try:
             await self._kube.create(LEASES, meta["namespace"], body)
         except KubeAlreadyExists:

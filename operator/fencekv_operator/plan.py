@@ -12,6 +12,7 @@ Invariants:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -59,6 +60,10 @@ from fencekv_operator.settings import (
 
 Object = dict[str, Any]
 
+# How long a new partition's record may take to be seen before it is made here: whoever was to make it is gone.
+RECORD_SECONDS: Final = 10.0
+# How long a new partition may take to serve before its status tells that it does not yet.
+MAKING_SECONDS: Final = 10.0
 # "<UID of the table>/<count>": all partitions of that very table were made once. The UID keeps a copy of the
 # manifest from carrying the mark into another table.
 PARTITIONS_MADE: Final = f"{GROUP}/partitions-made"
@@ -104,6 +109,7 @@ class PartitionSeen:
     table_gone: bool = False  # its KVTable is not among those that are known
     facts: PartitionFacts | None = None  # None: the failover loop knows nothing of it yet.
     failover: status.Failover | None = None  # None: none that the status does not show already.
+    age_seconds: float = math.inf
     refresh: bool = False  # token and lag alone are reason enough to write
 
 
@@ -215,12 +221,16 @@ def plan_partition(seen: PartitionSeen, *, now: str) -> list[Action]:
     if partition is None:
         return [DropLease(namespace=seen.namespace, partition=seen.name)]
     actions: list[Action] = []
+    has_epoch = "epoch" in (partition.get("status") or {})
     if "deletionTimestamp" not in partition["metadata"]:
         if seen.table_gone:
             actions += _orphans({(KV_PARTITIONS.plural, seen.name): partition})
-        if "epoch" not in (partition.get("status") or {}):
+        is_recorded = seen.facts is not None and seen.facts.lease is not None
+        if not has_epoch and not is_recorded and seen.age_seconds >= RECORD_SECONDS:
             actions.append(MakeLease(partition=partition))
     patch = status.partition_status(partition, seen.facts, seen.failover, now=now, refresh=seen.refresh)
+    if not has_epoch and seen.age_seconds < MAKING_SECONDS and not status.says_ready(patch):
+        return actions  # Its record and its first owner are on their way: one status, when they are there.
     return actions + status_actions(KV_PARTITIONS, partition, patch)
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
@@ -78,18 +79,19 @@ DELAY_SECONDS_MAX: Final = 2.0
 SETTLING_SECONDS: Final = 30.0
 # What is not ready is looked at again, because the failover loop tells us of what it did, not of all it waits for.
 UNREADY_SECONDS: Final = 1.0
+CROWDED_SECONDS: Final = 0.5
 # A refusal that may be a race is shown in the status only when it repeats.
 RACES_MAX: Final = 3
 
 WATCHED: Final[tuple[tuple[Resource, str], ...]] = (
     (KV_NAMESPACES, ""),
     (KV_TABLES, ""),
-    (KV_PARTITIONS, ""),
     (STATEFUL_SETS, LABEL_NAMESPACE),
     (PODS, f"{LABEL_KIND}={KIND_SHARD}"),
 )
 RELISTED: Final = (
     *WATCHED,
+    (KV_PARTITIONS, ""),  # which the failover loop watches
     *((resource, LABEL_NAMESPACE) for resource in resources.OWNED if resource is not STATEFUL_SETS),
     (CLAIMS, LABEL_NAMESPACE),
 )
@@ -111,18 +113,22 @@ class Reconciler:
         kube_namespace: str | None = None,
         resync_seconds: float = RESYNC_SECONDS,
         answered_at: Callable[[], float] | None = None,
+        born: Callable[[Object], bool] = lambda _: False,
+        crowded: Callable[[], bool] = lambda: False,
     ) -> None:
         """`facts` of a partition, by Kubernetes namespace and name. `kube_namespace` None: all of them.
 
+        `born` is told of each KVPartition that was made; whether the failover loop makes its record.
+        `crowded`: whether so many change hands that what partitions show is to wait.
         `answered_at`: when the API server last answered a quorum read, by `clock`; None: it always does.
         """
         self.cache = Cache()
         self.queue: WorkQueue[Key] = WorkQueue(chance=chance)
         self.performed = self.failed = 0
         self._kube, self._clock, self._operator = kube, clock, operator
-        self._facts, self._leading, self._post = facts, leading, post
+        self._facts, self._leading, self._post, self._crowded = facts, leading, post, crowded
         self._kube_namespace, self._resync_seconds = kube_namespace, resync_seconds
-        self._performer = Performer(kube=kube, learn=self._learn, post=post)
+        self._performer = Performer(kube=kube, learn=self._learn, post=post, born=born)
         self._errors: dict[Key, str] = {}
         self._failovers: dict[str, Failover] = {}  # by partition UID, until a status shows it
         self._refresh: set[Key] = set()
@@ -207,6 +213,9 @@ class Reconciler:
             KubeError: an action was refused. Unclear: one may have been carried out.
         """
         sort, namespace, name = key
+        if sort == PARTITION and self._crowded():
+            self.queue.add(key, delay_seconds=CROWDED_SECONDS)
+            return
         if sort == NAMESPACE:
             await self._look_at_pool(key)
         if sort != TABLE:
@@ -387,6 +396,7 @@ class Reconciler:
             table_gone=table is None or table["metadata"]["uid"] != plan.owner_uid(partition),
             facts=facts if facts is not None and facts.uid == uid else None,
             failover=failover,
+            age_seconds=age if (age := self._age_seconds(partition)) >= 0 else math.inf,
             refresh=refresh,
         )
 

@@ -23,7 +23,7 @@ from fencekv.errors import FenceKVError
 from fencekv.kube import LEASES, KubeError, KubeNotFound, Unclear
 from fencekv.leases import PartitionLease, Session
 from fencekv_shard.engine import Engine
-from fencekv_shard.turns import LeaseKube
+from fencekv_shard.turns import NotWanted, Turns
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class Membership:
     def __init__(
         self,
         *,
-        kube: LeaseKube,
+        kube: Turns,
         namespace: str,
         session: Session,
         engine: Engine,
@@ -68,8 +68,8 @@ class Membership:
         """The in-sync set as last seen on the Lease."""
         return self.seen.in_sync
 
-    async def change(self, target: tuple[str, ...]) -> bool:
-        """Asks for another in-sync set; gives whether it stands on the Lease now."""
+    async def change(self, target: tuple[str, ...], *, wanted: Callable[[], bool] = lambda: True) -> bool:
+        """Asks for another in-sync set, if it is still `wanted` when its turn comes; whether it stands now."""
         async with self._busy:
             engine = self._engine
             engine.count([member for member in target if member != engine.member])
@@ -84,7 +84,7 @@ class Membership:
             version = self.seen.set_version + 1
             body = leases.with_in_sync(self._lease, in_sync=target, set_version=version)
             try:
-                done = await self._swap(body)
+                done = await self._swap(body, wanted=wanted)
             except NotOurs:
                 return False
             if not done and self.seen.in_sync != tuple(sorted(target)):
@@ -127,16 +127,21 @@ class Membership:
         engine.relax(seq=seq, standbys=standbys)
         engine.standbys_in_set = len(standbys)
 
-    async def _swap(self, body: dict[str, Any]) -> bool:
+    async def _swap(self, body: dict[str, Any], *, wanted: Callable[[], bool] = lambda: True) -> bool:
         """One CAS. False: it did not succeed, or nobody knows; then `seen` shows what a fresh read gave.
+
+        Or it was not `wanted` any more, and nothing was sent.
 
         Raises:
             NotOurs: a read shows another owner, or no Lease.
         """
         try:
-            self._adopt(await self._kube.replace(LEASES, self._namespace, body, timeout=CAS_SECONDS))
+            written = await self._kube.replace(LEASES, self._namespace, body, timeout=CAS_SECONDS, wanted=wanted)
+            self._adopt(written)
             self.unclear = False
             return True
+        except NotWanted:
+            return False
         except KubeNotFound as error:
             raise NotOurs("the partition Lease is gone") from error
         except Unclear as error:

@@ -364,11 +364,9 @@ class Owned:
         }
         return next((pod for pod in replicas if pod in ready), "")
 
-    def _consider_set(self) -> None:
+    def _next_set(self) -> tuple[str, ...] | None:
         engine = self.engine
-        if self._changing:
-            return
-        target = next_set(
+        return next_set(
             own=engine.member,
             members=self.membership.members,
             counted=engine.counted,
@@ -377,12 +375,18 @@ class Owned:
             min_in_sync=engine.spec.min_in_sync,
             timeout_seconds=limits.STANDBY_TIMEOUT_SECONDS,
         )
-        members = self.membership.members
+
+    def _consider_set(self) -> None:
+        engine = self.engine
+        if self._changing:
+            return
+        target, members = self._next_set(), self.membership.members
         if target is None and self.membership.unclear:
             target = members  # only a CAS that succeeds makes certain that the lost one cannot land any more
         if target is None or (target == members and engine.relaxes_to({*members} - {engine.member})):
             return
-        self._begin(lambda: self._change(target))
+        shrinks = set(target) < set(members)
+        self._begin(lambda: self._change(target, wanted=lambda: not shrinks or self._next_set() == target))
 
     def _begin(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         async def alone() -> None:
@@ -412,9 +416,9 @@ class Owned:
             for member, follower in sorted(self.followers.items())
         }
 
-    async def _change(self, target: tuple[str, ...]) -> None:
+    async def _change(self, target: tuple[str, ...], *, wanted: Callable[[], bool]) -> None:
         before = self.membership.members
-        if await self.membership.change(target):
+        if await self.membership.change(target, wanted=wanted):
             logger.info("%s: in-sync set %s -> %s", self.engine.spec.name, before, target)
 
     def _consider_word(self, slice_seconds: float) -> None:

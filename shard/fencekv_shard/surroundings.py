@@ -15,14 +15,14 @@ from fencekv_shard.memory import PodMemory
 from fencekv_shard.meters import Meters
 from fencekv_shard.owned import Rota
 from fencekv_shard.session import SessionKeeper
-from fencekv_shard.turns import LeaseKube
+from fencekv_shard.turns import Turns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
     """Given to each partition."""
 
-    kube: LeaseKube
+    kube: Turns
     namespace: str
     clock: Clock
     session: SessionKeeper

@@ -7,12 +7,14 @@ late, would wait behind them: one dead pod would cost the others their leases.
 Invariants:
   * At most `LEASE_READS_MAX` reads and `LEASE_WRITES_MAX` writes of partitions are under way; the session's never
     wait for them, nor do reads for writes: who opens a partition that nobody serves reads.
-  * A request's time begins with its turn.
+  * A request's time begins with its turn, and a write that its turn finds needless is not sent: who was missing
+    when it was asked for may be back.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from fencekv.kube import REQUEST_SECONDS, Resource
@@ -22,7 +24,7 @@ Object = dict[str, Any]
 
 
 class LeaseKube(Protocol):
-    """What a partition asks of an API server; any `Kube` is one."""
+    """What partitions ask of an API server; any `Kube` is one."""
 
     async def get(
         self, resource: Resource, namespace: str | None, name: str, *, timeout: float = REQUEST_SECONDS
@@ -37,8 +39,12 @@ class LeaseKube(Protocol):
         ...
 
 
+class NotWanted(Exception):
+    """A write had become needless before its turn came, and was not sent."""
+
+
 class Turns:
-    """A `LeaseKube` that lets so many requests through at a time, in the order in which they came."""
+    """Lets so many requests through to an API server at a time, in the order in which they came."""
 
     def __init__(
         self, kube: LeaseKube, *, reads: int = limits.LEASE_READS_MAX, writes: int = limits.LEASE_WRITES_MAX
@@ -53,8 +59,20 @@ class Turns:
             return await self._kube.get(resource, namespace, name, timeout=timeout)
 
     async def replace(
-        self, resource: Resource, namespace: str | None, body: Object, *, timeout: float = REQUEST_SECONDS
+        self,
+        resource: Resource,
+        namespace: str | None,
+        body: Object,
+        *,
+        timeout: float = REQUEST_SECONDS,
+        wanted: Callable[[], bool] = lambda: True,
     ) -> Object:
-        """PUT, as a compare-and-swap."""
+        """PUT, as a compare-and-swap.
+
+        Raises:
+            NotWanted: it was not `wanted` any more when its turn came; nothing was sent.
+        """
         async with self._writes:
+            if not wanted():
+                raise NotWanted
             return await self._kube.replace(resource, namespace, body, timeout=timeout)

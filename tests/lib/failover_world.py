@@ -169,7 +169,7 @@ class World:
         self.api.ask("POST", KV_NAMESPACES.path(NAMESPACE), body=space)
         self.api.server.core.store.subscribe("leases.coordination.k8s.io", self._check)
         for index in range(partitions):
-            self._make_partition(f"orders-{index}", index)
+            self.make_partition(f"orders-{index}", index)
 
     # What the world does
 
@@ -400,7 +400,8 @@ class World:
             "suspect": False,
         }
 
-    def _make_partition(self, name: str, index: int) -> None:
+    def make_partition(self, name: str, index: int, *, recorded: bool = True) -> Object:
+        """A KVPartition, with its record or without one; where shards run already, they hold it."""
         body = {
             "apiVersion": KV_PARTITIONS.api_version,
             "kind": "KVPartition",
@@ -421,10 +422,15 @@ class World:
         made = self.api.ask("POST", KV_PARTITIONS.path(NAMESPACE), body=body)
         uid = made["metadata"]["uid"]
         self.names[uid] = name
+        for pod in self.shards:
+            self.volumes[pod].replicas.setdefault(uid, self._empty(pod))
+        if not recorded:
+            return made  # type: ignore[no-any-return]
         lease = leases.new_partition_lease(
             partition=name, partition_uid=uid, table="orders", kvns=KVNS, namespace=NAMESPACE
         )
         self.api.ask("POST", LEASES.path(NAMESPACE), body=lease)
+        return made  # type: ignore[no-any-return]
 
     def _record_path(self, name: str) -> str:
         return LEASES.path(NAMESPACE, leases.partition_lease_name(name))

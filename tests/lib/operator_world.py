@@ -26,6 +26,7 @@ from fencekv.leases import PartitionLease, Session
 from fencekv_operator import resources
 from fencekv_operator.events import Notice
 from fencekv_operator.facts import PartitionFacts, ReplicaFacts, Trouble
+from fencekv_operator.plan import MAKING_SECONDS
 from fencekv_operator.reconcile import Reconciler
 from fencekv_operator.settings import OperatorSettings
 from fencekv_sandbox.pods import statefulset
@@ -128,7 +129,7 @@ class World:
         self.kube = MemoryKube(self.clock, collect_owners=collect_owners)
         self.facts: dict[str, PartitionFacts] = {}
         self.notices: list[Notice] = []
-        self.leading = True
+        self.leading, self.crowded = True, False
         self.reconciler = self.operator()
 
     def operator(self) -> Reconciler:
@@ -141,18 +142,23 @@ class World:
             facts=lambda _namespace, name: {each.name: each for each in self.facts.values()}.get(name),
             leading=lambda: self.leading,
             post=self.notices.append,
+            crowded=lambda: self.crowded,
         )
         return self.reconciler
 
     async def settle(self, reconciler: Reconciler | None = None) -> None:
-        """Lists, plans and acts until a whole round writes nothing."""
-        operator = reconciler or self.reconciler
+        """Lists, plans and acts until a whole round writes nothing, and none after what is new had its time."""
+        operator, has_waited = reconciler or self.reconciler, False
         for _ in range(30):
             before = len(self.kube.writes)
             await operator.resync()
             await self.drain(operator)
-            if len(self.kube.writes) == before:
+            if len(self.kube.writes) == before and has_waited:
                 return
+            if len(self.kube.writes) == before:
+                has_waited = True
+                if any("epoch" not in (each.get("status") or {}) for each in await self.partitions()):
+                    self.clock.seconds += MAKING_SECONDS
         raise AssertionError(f"does not settle: {self.kube.writes[-20:]}")
 
     async def drain(self, operator: Reconciler) -> None:

@@ -51,6 +51,92 @@ def test_a_first_grant_waits_for_every_pod() -> None:
     world.run(story)
 
 
+class TestAPartitionThatItMade:
+    def test_its_record_and_its_first_grant_are_one_write(self) -> None:
+        world = World()
+
+        async def story() -> None:
+            failover = await world.started()
+            asked: list[str] = []
+            carry_out = world.api._carry_out
+
+            def count(source: Process, request: Request, answer: Any) -> None:
+                if request.path.endswith(("/leases", "/partition-orders-1")):
+                    asked.append(request.method)
+                carry_out(source, request, answer)
+
+            world.api._carry_out = count  # type: ignore[method-assign]
+            assert failover.born(world.make_partition("orders-1", 1, recorded=False))
+            assert await world.until(lambda: world.epoch("orders-1") == 1) < 0.5
+            assert world.owner("orders-1") == "s-0"
+            await asyncio.sleep(1)
+            assert [each for each in asked if each != "GET"] == ["POST"]
+
+        world.run(story)
+
+    def test_without_all_its_sessions_it_is_left_to_be_recorded_first(self) -> None:
+        world = World()
+
+        async def story() -> None:
+            failover = await world.started()
+            world.shards["s-2"].process.crash()
+            world.release(world.shards["s-2"].session)
+            await asyncio.sleep(2)
+            assert not failover.born(world.make_partition("orders-1", 1, recorded=False))
+
+        world.run(story)
+
+    def test_a_pod_that_began_anew_since_is_waited_for_as_ever(self) -> None:
+        """Its session before may have been granted the partition, and live."""
+        world = World()
+
+        async def story() -> None:
+            failover = await world.started()
+            world.deaf.add("s-2")
+            assert failover.born(world.make_partition("orders-1", 1, recorded=False))
+            await asyncio.sleep(0.5)
+            world.shards["s-2"].process.crash()
+            world.start("s-2")
+            world.deaf.discard("s-2")
+            took = await world.until(lambda: world.epoch("orders-1") == 1)
+            assert took > 2, took
+
+        world.run(story)
+
+    def test_somebody_elses_record_stands(self) -> None:
+        """Another leader was faster: what it wrote is read, and is not granted again."""
+        world = World()
+
+        async def story() -> None:
+            failover = await world.started()
+            made = world.make_partition("orders-1", 1, recorded=False)
+            first = world.shards["s-1"].session
+            fresh = leases.new_partition_lease(
+                partition="orders-1",
+                partition_uid=made["metadata"]["uid"],
+                table="orders",
+                kvns="s",
+                namespace=NAMESPACE,
+            )
+            world.api.cut_watches()
+            body = leases.granted(
+                fresh,
+                session=first,
+                epoch=1,
+                in_sync=(f"s-1/{world.volumes['s-1'].replicas[made['metadata']['uid']]['replica']}",),
+                set_version=1,
+                http="s-1:7070",
+                peer="s-1:7071",
+                unix_seconds=0.0,
+            )
+            world.api.ask("POST", LEASES.path(NAMESPACE), body=body)
+            failover.born(made)
+            await asyncio.sleep(5)
+            assert (world.owner("orders-1"), world.epoch("orders-1")) == ("s-1", 1)
+
+        world.run(story)
+
+
 class TestProofs:
     def test_a_released_session_is_followed_at_once(self) -> None:
         world = World()

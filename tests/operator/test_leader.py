@@ -11,6 +11,7 @@ from simulation.network import Network
 
 from fencekv.kube import LEASES
 from fencekv_operator.leader import NAME, Leader
+from fencekv_sandbox.apiserver import Request, Response
 
 PATH = LEASES.path("default", NAME)
 
@@ -194,5 +195,38 @@ def test_a_new_process_of_the_same_pod_need_not_wait() -> None:
         world.processes["a"].crash()
         again = world.candidate("bb", identity="pod-0")
         assert await world.until(lambda: again.leading) < 1
+
+    run(story)
+
+
+def test_a_renewal_is_one_request() -> None:
+    """Under load each further one is a chance more to be late."""
+
+    async def story(world: World) -> None:
+        first = world.candidate("a")
+        await world.until(lambda: first.leading)
+        asked: list[str] = []
+        carry_out = world.api._carry_out
+
+        def count(source: Process, request: Request, answer: asyncio.Future[Response]) -> None:
+            asked.append(request.method)
+            carry_out(source, request, answer)
+
+        world.api._carry_out = count  # type: ignore[method-assign]
+        await asyncio.sleep(5)
+        assert 4 <= len(asked) <= 5, asked
+        assert set(asked) == {"PUT"}
+
+    run(story)
+
+
+def test_a_lease_that_somebody_else_wrote_is_read_in_the_same_step() -> None:
+    async def story(world: World) -> None:
+        first = world.candidate("a")
+        await world.until(lambda: first.leading)
+        lease = world.api.ask("GET", PATH)
+        lease["spec"]["holderIdentity"] = "somebody"
+        world.api.ask("PUT", PATH, body=lease)
+        assert await world.until(lambda: not first.leading) < 1.2
 
     run(story)

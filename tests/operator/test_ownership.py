@@ -149,6 +149,49 @@ def suspect(decision: Decision) -> Suspect:
 DEAD = {"over": Reason.TERMINATED}
 
 
+class TestAPartitionThatIsNew:
+    """This operator made it, and no Lease of it was ever seen."""
+
+    BORN = frozenset({session(A), session(B), session(C)})
+
+    def new(self, *answers: Answer, **changes: Any) -> View:
+        return absent(
+            *answers, **{"partition": partition(epoch=0), "absent_seconds": 0.0, "born": self.BORN, **changes}
+        )
+
+    def all_empty(self, **changes: Any) -> list[Answer]:
+        return [answer(A, **EMPTY), answer(B, **EMPTY), answer(C, **{**EMPTY, **changes})]
+
+    def test_it_is_granted_at_once_with_all_its_replicas(self) -> None:
+        grant = granted(decide(self.new(*self.all_empty())))
+        assert (grant.session, grant.epoch, grant.reason) == (session(A), 1, Reason.CREATED)
+        assert grant.in_sync == tuple(member(pod) for pod in PODS)
+
+    def test_not_before_all_have_answered(self) -> None:
+        decision = decide(self.new(*self.all_empty()[:2]))
+        assert isinstance(decision, Wait)
+        assert C in decision.detail
+
+    @pytest.mark.parametrize(
+        "changes",
+        [{"epoch": 1}, {"last_seq": 0}, {"set_version": 1}, {"suspect": True}],
+        ids=lambda changes: next(iter(changes)),
+    )
+    def test_not_if_a_replica_knows_or_holds_anything(self, changes: dict[str, Any]) -> None:
+        assert isinstance(decide(self.new(*self.all_empty(**changes))), Wait)
+
+    def test_not_if_a_session_is_younger_than_the_partition(self) -> None:
+        """Its predecessor may have been granted it, and live."""
+        others = self.all_empty()[:2]
+        assert isinstance(decide(self.new(*others, answer(C, number=2, **EMPTY))), Wait)
+
+    def test_not_if_an_epoch_is_known(self) -> None:
+        assert isinstance(decide(self.new(*self.all_empty(), known_epoch=1)), Wait)
+
+    def test_not_if_somebody_else_made_it(self) -> None:
+        assert isinstance(decide(self.new(*self.all_empty(), born=frozenset())), Wait)
+
+
 class TestTheOwnerLives:
     def test_nothing_is_done_while_it_is_heard(self) -> None:
         assert decide(view(answer(B), answer(C))) == Nothing()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from operator_world import OPERATOR, kvns_object, table_object
+from operator_world import OPERATOR, facts_of, kvns_object, table_object
 
 from fencekv.kube import SERVICES
 from fencekv_operator.actions import (
@@ -20,8 +20,11 @@ from fencekv_operator.actions import (
     PatchStatus,
     Update,
 )
+from fencekv_operator.facts import PartitionFacts
 from fencekv_operator.plan import (
+    MAKING_SECONDS,
     PARTITIONS_MADE,
+    RECORD_SECONDS,
     NamespaceSeen,
     PartitionSeen,
     TableSeen,
@@ -242,6 +245,25 @@ def test_a_partition_without_an_epoch_gets_its_record_before_its_status() -> Non
     assert isinstance(actions[0], MakeLease)
     assert isinstance(actions[1], PatchStatus)
     assert actions[1].status["epoch"] == 0
+
+
+def test_a_new_partition_is_left_alone_until_it_serves_or_has_taken_too_long() -> None:
+    """Of a thousand each write more is a second of the API server, which their grants need."""
+    fresh = partition(table(), 0)
+    del fresh["status"]
+
+    def words(age_seconds: float, facts: PartitionFacts | None = None) -> list[str]:
+        seen = PartitionSeen(
+            name="orders-0", namespace="default", partition=fresh, facts=facts, age_seconds=age_seconds
+        )
+        return [type(action).__name__ for action in plan_partition(seen, now=NOW)]
+
+    starting, serving = facts_of(fresh, serving=False), facts_of(fresh)
+    late = max(RECORD_SECONDS, MAKING_SECONDS)
+    assert words(RECORD_SECONDS - 0.1) == words(MAKING_SECONDS - 0.1, starting) == []
+    assert words(0.0, serving) == ["PatchStatus"]
+    assert words(late, starting) == ["PatchStatus"]
+    assert words(late) == ["MakeLease", "PatchStatus"]
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 9])

@@ -22,10 +22,11 @@ from fencekv.kube import (
     SERVICES,
     STATEFUL_SETS,
     KubeError,
+    Unclear,
 )
 from fencekv.leases import PartitionLease
 from fencekv_operator.facts import Reason, Transition, Trouble
-from fencekv_operator.reconcile import CREATIONS_AT_ONCE, RACES_MAX, TABLE
+from fencekv_operator.reconcile import CREATIONS_AT_ONCE, PARTITION, RACES_MAX, TABLE
 from fencekv_operator.settings import FINALIZER
 
 Object = dict[str, Any]
@@ -122,6 +123,32 @@ async def test_a_table_gets_partitions_each_with_a_record_that_nobody_holds() ->
     assert sorted(set(owners)) == ["sample-0", "sample-1", "sample-2"]
 
 
+async def test_a_new_partition_and_its_record_are_two_writes_and_no_read() -> None:
+    world = await started()
+    await world.create(KV_TABLES, table_object(count=4))
+    await world.reconciler.resync()
+    asked: list[str] = []
+    world.kube.before = lambda method, path: asked.append(f"{method} {path}")
+    await world.drain(world.reconciler)
+    ours = [each.rpartition("/") for each in asked if "kvpartitions" in each or "leases" in each]
+    assert sorted(last for _, _, last in ours) == ["kvpartitions"] * 4 + ["leases"] * 4, ours
+    assert {first.split()[0] for first, _, _ in ours} == {"POST"}
+
+
+async def test_a_record_that_was_not_made_with_its_partition_is_made_later() -> None:
+    world = await started()
+    await world.create(KV_TABLES, table_object(count=1))
+
+    def refuse(method: str, path: str) -> None:
+        if method == "POST" and "/leases" in path:
+            world.kube.before = lambda _method, _path: None
+            raise Unclear("no answer")
+
+    world.kube.before = refuse
+    await world.settle()
+    assert PartitionLease.parse(await world.get(LEASES, "partition-orders-0")).epoch == 0
+
+
 async def test_a_served_table_is_ready_and_says_who_serves() -> None:
     world = await with_table()
     assert (await world.condition(KV_TABLES, "orders", "Ready"))["status"] == "True"
@@ -193,6 +220,19 @@ async def test_a_record_of_an_earlier_namesake_gives_way() -> None:
     await world.settle()
     lease = PartitionLease.parse(await world.get(LEASES, "partition-orders-0"))
     assert (lease.epoch, lease.session) == (0, None)
+
+
+async def test_while_very_many_change_hands_what_they_show_waits() -> None:
+    world = await with_table()
+    partition = await world.get(KV_PARTITIONS, "orders-0")
+    uid = partition["metadata"]["uid"]
+    world.facts[uid] = facts_of(partition, epoch=2, owner="sample-1", in_sync=("sample-1", "sample-2"))
+    world.crowded, before = True, len(world.kube.writes)
+    await world.reconciler.process((PARTITION, DEFAULT, "orders-0"))
+    assert len(world.kube.writes) == before
+    world.crowded = False
+    await world.drain(world.reconciler)
+    assert (await world.get(KV_PARTITIONS, "orders-0"))["status"]["epoch"] == 2
 
 
 async def test_an_owner_change_is_shown_with_its_reason_and_one_event() -> None:

@@ -440,13 +440,22 @@ def test_a_namespace_that_is_paused_says_so_and_reconciles_nothing() -> None:
 
 def test_each_condition_that_turns_is_one_event() -> None:
     first = must(P, facts_of(P))
-    assert [(each.reason, each.warning) for each in condition_notices(P, first["status"]["conditions"])] == [
-        ("Ready", False)
-    ]
     second = must(first, facts_of(P, trouble=Trouble.SUSPECT, detail="sample-2"), now=LATER)
     notices = condition_notices(first, second["status"]["conditions"])
     assert {(each.reason, each.warning) for each in notices} == {("NotReady", True), ("RecordSuspect", True)}
     assert condition_notices(second, second["status"]["conditions"]) == []
+    assert [(each.reason, each.warning) for each in condition_notices(second, first["status"]["conditions"])] == [
+        ("Ready", False),
+        ("NotRecordSuspect", False),
+    ]
+
+
+def test_that_a_new_partition_is_ready_is_said_by_its_table() -> None:
+    first = must(P, facts_of(P))
+    assert condition_notices(P, first["status"]["conditions"]) == []
+    pending = must(P, None)
+    notices = condition_notices(pending, first["status"]["conditions"])
+    assert [(each.reason, each.warning) for each in notices] == [("Ready", False)]
 
 
 def test_events_of_one_occurrence_have_one_name_and_those_of_another_another() -> None:
@@ -459,6 +468,6 @@ def test_events_of_one_occurrence_have_one_name_and_those_of_another_another() -
     assert len(told.name) <= 253
 
 
-def test_a_first_owner_is_no_event_beside_the_one_that_says_ready() -> None:
+def test_a_first_owner_is_no_event() -> None:
     """A thousand new partitions would be a thousand writes more, while they need the API server for themselves."""
     assert transition_notice(P, replace(CHANGE, reason=Reason.CREATED)) is None

@@ -219,3 +219,25 @@ async def test_probes_tell_a_stuck_loop_from_an_api_server_that_is_away() -> Non
         assert [(await client.get(path)).status for path in ("/livez", "/readyz")] == [200, 503]
         clock.seconds += 60
         assert (await client.get("/livez")).status == 500
+
+
+async def test_events_wait_until_it_is_calm() -> None:
+    kube, calm = MemoryKube(), asyncio.Event()
+
+    async def wait() -> None:
+        await calm.wait()
+
+    recorder = Recorder(kube=kube, clock=HandClock(), reporter="one", calm=wait)
+    recorder.post(notice(ABOUT, warning=True, reason="OwnerChanged", message="1"))
+    running = asyncio.create_task(recorder.run())
+    try:
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert not kube.writes
+        calm.set()
+        async with asyncio.timeout(5):
+            while not kube.writes:
+                await asyncio.sleep(0)
+    finally:
+        running.cancel()
+        await asyncio.wait([running])

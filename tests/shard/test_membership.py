@@ -23,6 +23,7 @@ from fencekv_shard.granting import current_grant, decline
 from fencekv_shard.journal import InSync
 from fencekv_shard.membership import Membership, NotOurs
 from fencekv_shard.owned import Owned, Rota, Voice, Wakeable
+from fencekv_shard.turns import Turns
 
 OURS, OTHER = Session("sample-0", "uid-0", "n0"), Session("sample-1", "uid-1", "n1")
 NAME = leases.partition_lease_name("orders-0")
@@ -34,6 +35,7 @@ SILENT_TICKS = 5  # of 0.25 s, the first of which still heard something
 class World:
     bench: Bench
     kube: MemoryKube
+    turns: Turns
     membership: Membership
     rota: Rota
     owned: Owned
@@ -119,8 +121,9 @@ async def world(folder: Path, *standbys: str, **changes: Any) -> World:
     one = await bench(folder, **{"replicas": replicas, **changes})
     raw = await grant(kube, OURS, epoch=1, in_sync=(one.engine.member, *standbys))
     deposed: list[int] = []
+    lease_turns = Turns(kube, writes=1)
     membership = Membership(
-        kube=kube,
+        kube=lease_turns,
         namespace="default",
         session=OURS,
         engine=one.engine,
@@ -136,7 +139,7 @@ async def world(folder: Path, *standbys: str, **changes: Any) -> World:
     rota = Rota(one.clock)
     owned = Owned(engine=one.engine, membership=membership, rota=rota, spawn=spawn)
     await one.opened(*standbys)
-    made = World(one, kube, membership, rota, owned, tasks, deposed)
+    made = World(one, kube, lease_turns, membership, rota, owned, tasks, deposed)
     made.follow(*standbys)
     await turns()
     return made
@@ -258,6 +261,22 @@ async def test_a_standby_whose_session_is_over_is_asked_out_at_once(tmp_path: Pa
     w.owned.detach(C, w.feeds[C])
     w.owned.session_ended(C)
     await settle(lambda: w.membership.members == (w.bench.engine.member, B))
+
+
+async def test_who_is_back_before_its_leaving_is_written_stays(tmp_path: Path) -> None:
+    """A dead pod's partitions all want to write; most of its standbys are back before their turn."""
+    w = await world(tmp_path, B, C)
+    before, written = w.bench.replica.last.seq, len(w.kube.writes)
+    async with w.turns._writes:
+        w.owned.detach(C, w.feeds[C])
+        w.owned.session_ended(C)
+        await turns()
+        w.follow(C)
+    await w.ticks(3, B, C)
+    assert len(w.kube.writes) == written
+    assert C in (await w.lease()).in_sync
+    assert w.bench.replica.last.seq == before
+    assert w.membership.unclear is False
 
 
 async def test_the_set_never_falls_below_the_minimum_and_the_owner_says_that_it_is_alone(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from fencekv.kube import LEASES
-from fencekv_shard.turns import Turns
+from fencekv_shard.turns import NotWanted, Turns
 
 Object = dict[str, Any]
 
@@ -80,3 +80,22 @@ async def test_reads_do_not_wait_for_writes() -> None:
     for name in "abcd":
         slow.answers.setdefault(name, asyncio.Event()).set()
     await asyncio.gather(*asked)
+
+
+async def test_what_its_turn_finds_needless_is_not_sent() -> None:
+    slow = Slow()
+    turns = Turns(slow, writes=1)
+    wanted = {"b", "c"}
+    asked = [
+        asyncio.create_task(
+            turns.replace(LEASES, "default", {"name": name}, wanted=lambda name=name: name in wanted)
+        )
+        for name in "bcd"
+    ]
+    await settled()
+    wanted.clear()
+    slow.answers["b"].set()
+    done = await asyncio.gather(*asked, return_exceptions=True)
+    assert done[0] == {"name": "b"}  # it was under way already
+    assert [type(each) for each in done[1:]] == [NotWanted, NotWanted]
+    assert slow.answers.keys() == {"b"}

@@ -1,0 +1,60 @@
+"""Whether very many partitions change hands just now, so that whoever only shows it should wait.
+
+When a shard with hundreds of partitions dies, every grant and every change of a set is a write that clients wait
+for. Statuses and Events are others, for people: in such a moment they come later.
+
+Invariants:
+  * Nothing is put off for longer than `CROWD_SECONDS_MAX`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Final
+
+from fencekv.clock import Clock
+
+CHANGES: Final = 24  # so many of them,
+WITHIN_SECONDS: Final = 1.0  # so close together, are a crowd
+CROWD_SECONDS_MAX: Final = 10.0
+
+
+class Crowd:
+    """Counts changes of partitions that had an owner before."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._changes: deque[float] = deque(maxlen=CHANGES)
+        self._since: float | None = None  # when it began; None: there is none
+
+    def note(self) -> None:
+        """A partition changes, or is to change, hands or set."""
+        now = self._clock.now()
+        if self._since is not None and not self._is_dense(now):
+            self._since = None
+        self._changes.append(now)
+        if self._since is None and self._is_dense(now):
+            self._since = now
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there is a crowd that has not lasted for too long."""
+        return self._left_seconds() > 0
+
+    async def passed(self) -> None:
+        """Returns when there is none."""
+        while True:
+            left = self._left_seconds()
+            if left <= 0:
+                return
+            await asyncio.sleep(left)
+
+    def _left_seconds(self) -> float:
+        """How long there is one at least, if nothing more changes."""
+        if self._since is None or len(self._changes) < CHANGES:
+            return 0.0
+        return min(self._changes[0] + WITHIN_SECONDS, self._since + CROWD_SECONDS_MAX) - self._clock.now()
+
+    def _is_dense(self, now: float) -> bool:
+        return len(self._changes) == CHANGES and now <= self._changes[0] + WITHIN_SECONDS
