@@ -134,7 +134,7 @@ class Operator:
             on_change=self._reconciler.on_change,
             preference=self._reconciler.preferences.of,
             step_down=self._leader.step_down,
-            on_partition=lambda change, item: self._reconciler.observe(KV_PARTITIONS, change, item),
+            on_partition=self._saw_partition,
         )
         self._operations = Operations(
             kube=self._kube,
@@ -184,6 +184,13 @@ class Operator:
     def _facts(self, namespace: str, partition: str) -> PartitionFacts | None:
         # The loop and the reconciler know of each other; the reconciler is made first.
         return self._failover.facts(namespace, partition)
+
+    def _saw_partition(self, change: str, item: dict[str, Any]) -> None:
+        try:
+            self._reconciler.observe(KV_PARTITIONS, change, item)
+        except Exception:
+            # Whoever shows partitions must not stop who grants them.
+            log.exception("KVPartition %s not taken", item["metadata"]["name"])
 
     def _is_crowded(self) -> bool:
         return self._failover.crowd.is_there

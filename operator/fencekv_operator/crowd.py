@@ -26,16 +26,19 @@ class Crowd:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._changes: deque[float] = deque(maxlen=CHANGES)
-        self._since: float | None = None  # when it began; None: there is none
+        self._since: float | None = None  # when the last one began; None: there was none
+        self._dense_at = 0.0  # when it was last seen to be one
 
     def note(self) -> None:
         """A partition changes, or is to change, hands or set."""
         now = self._clock.now()
-        if self._since is not None and not self._is_dense(now):
-            self._since = None
         self._changes.append(now)
-        if self._since is None and self._is_dense(now):
+        if len(self._changes) < CHANGES or now > self._changes[0] + WITHIN_SECONDS:
+            return
+        # Another crowd begins only after a pause: one that comes and goes with each change is the same.
+        if self._since is None or now > self._dense_at + WITHIN_SECONDS:
             self._since = now
+        self._dense_at = now
 
     @property
     def is_there(self) -> bool:
@@ -55,6 +58,3 @@ class Crowd:
         if self._since is None or len(self._changes) < CHANGES:
             return 0.0
         return min(self._changes[0] + WITHIN_SECONDS, self._since + CROWD_SECONDS_MAX) - self._clock.now()
-
-    def _is_dense(self, now: float) -> bool:
-        return len(self._changes) == CHANGES and now <= self._changes[0] + WITHIN_SECONDS

@@ -76,4 +76,5 @@ class PartitionFacts:
     replicas: tuple[ReplicaFacts, ...]  # the last reports, fresh or not
     trouble: Trouble
     detail: str  # a sentence for people; names the pods that are missing
+    is_new: bool = False  # the loop is about to make its record, with its first grant
     planned: bool = False  # the epoch was granted because the earlier owner let go

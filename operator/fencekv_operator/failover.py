@@ -17,6 +17,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
@@ -30,6 +31,7 @@ from fencekv.leases import (
     KIND_SHARD,
     LABEL_KIND,
     MalformedLease,
+    PartitionLease,
     Session,
     SessionLease,
 )
@@ -47,6 +49,7 @@ from fencekv_operator.ownership import (
     Held,
     Nothing,
     Partition,
+    View,
     Wait,
     decide,
     trouble_of,
@@ -354,14 +357,21 @@ class Failover:
             if isinstance(decision, Nothing | Wait | Degraded | Blocked | Held):
                 if isinstance(decision, Degraded | Blocked) and self._knows.renews(key[0], decision.missing):
                     self._step_down(f"{partition.name}: {decision.detail}")
+                if is_new and trouble_of(decision)[0] is not Trouble.NONE:
+                    self._knows.birth_spent(partition)  # more than reports is missing: the careful way
                 self._decided(partition, decision)
                 return
             if isinstance(decision, Grant) and cached is not None:
                 shown = self._leases.items.get((key[0], cached.name))
 
+        def see(lease: PartitionLease | None) -> View:
+            view = self._knows.view(partition, lease, reports)
+            self._knows.birth_spent(partition)  # one try: what may have landed has made it a partition like others
+            return view
+
         settled = await self._writer.settle(
             partition,
-            lambda lease: self._knows.view(partition, lease, reports),
+            see,
             shown=shown,
             is_new=is_new,
             on_read=lambda lease: self._knows.lease_read(partition, lease),
@@ -405,19 +415,17 @@ class Failover:
         self._decided(partition, Nothing())
         self._on_transition(partition.namespace, transition)
         self._on_change(partition.namespace, partition.name)
-        if grant.reason is Reason.CREATED:
-            return  # Its first status tells the epoch, and comes soon.
-        task = asyncio.get_running_loop().create_task(self._raise_status(partition, grant.epoch))
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        if grant.reason is not Reason.CREATED:  # of a new one its first status tells the epoch, and comes soon
+            task = asyncio.get_running_loop().create_task(self._raise_status(partition, grant.epoch))
+            self._background.add(task)
+            task.add_done_callback(self._background.discard)
 
     async def _raise_status(self, partition: Partition, epoch: int) -> None:
         """Later: whoever takes over now needs the API server more. By then the whole status may tell it."""
         await asyncio.sleep(RAISE_SECONDS)
         await self.crowd.passed()
-        current = self._knows.partitions.get((partition.namespace, partition.name))
-        if current is not None and current.uid == partition.uid and current.epoch < epoch:
-            await self._writer.raise_status(partition, epoch)
+        shows_less = functools.partial(self._knows.shows_less, partition, epoch)
+        await self._writer.raise_status(partition, epoch, wanted=shows_less)
 
     async def _ask_release(self, partition: Partition, ask: AskRelease) -> None:
         now = self._clock.now()

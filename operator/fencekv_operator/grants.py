@@ -187,11 +187,13 @@ class Writer:
             return False
         return True
 
-    async def raise_status(self, partition: Partition, epoch: int) -> None:
+    async def raise_status(self, partition: Partition, epoch: int, *, wanted: Callable[[], bool]) -> None:
         """Leaves the epoch in the KVPartition's status, as a floor for when its Lease is lost. Best effort."""
         body = {"status": {"epoch": epoch}}
         try:
             async with self._statuses:
+                if not wanted():
+                    return
                 await self._kube.patch(
                     KV_PARTITIONS, partition.namespace, partition.name, body, subresource="status"
                 )

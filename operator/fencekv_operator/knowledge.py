@@ -122,14 +122,18 @@ class Knowledge:
     def born(self, partition: Partition) -> bool:
         """Takes a partition that this process has just made; whether all of its pods have sessions.
 
-        What those sessions report of it is all that there is: whoever held these pods before them was deposed
-        before the partition was there to be granted.
+        What those sessions report of it is all that there is: they held these pods when the answer came, and
+        whoever held them before was deposed before this process could have granted it.
         """
         book = self.book(partition.namespace)
         sessions = [seen.lease.session for pod in partition.replicas if (seen := book.live(pod)) is not None]
         if len(sessions) == len(partition.replicas):
             self._born[partition.uid] = self._clock.now(), frozenset(sessions)
         return self.is_new(partition)
+
+    def birth_spent(self, partition: Partition) -> None:
+        """From now on the partition is like any other."""
+        self._born.pop(partition.uid, None)
 
     def granted(self, partition: Partition, epoch: int, reports: Reports) -> None:
         """Takes note of a grant that this process made on these reports."""
@@ -229,6 +233,11 @@ class Knowledge:
         began, _ = self._born.get(partition.uid, (-math.inf, frozenset()))
         return self._clock.now() < began + NEW_SECONDS
 
+    def shows_less(self, partition: Partition, epoch: int) -> bool:
+        """Whether the status of a partition that is there tells a lower epoch."""
+        current = self.partitions.get((partition.namespace, partition.name))
+        return current is not None and current.uid == partition.uid and current.epoch < epoch
+
     def known_epoch(self, partition: Partition) -> int:
         """The highest epoch that was ever seen, wherever."""
         return max(partition.epoch, self._epochs.get(partition.uid, 0))
@@ -309,6 +318,7 @@ class Knowledge:
             replicas=tuple(self._replica_facts(partition)),
             trouble=trouble,
             detail=detail,
+            is_new=self.is_new(partition),
             planned=lease is not None and self._planned.get(partition.uid) == lease.epoch,
         )
 

@@ -61,8 +61,8 @@ from fencekv_operator.settings import (
 Object = dict[str, Any]
 
 # How long a new partition's record may take to be seen before it is made here: whoever was to make it is gone.
-RECORD_SECONDS: Final = 10.0
-# How long a new partition may take to serve before its status tells that it does not yet.
+RECORD_SECONDS: Final = 2.0
+# How long a new partition may take to be granted before its status tells that it is not yet.
 MAKING_SECONDS: Final = 10.0
 # "<UID of the table>/<count>": all partitions of that very table were made once. The UID keeps a copy of the
 # manifest from carrying the mark into another table.
@@ -225,13 +225,17 @@ def plan_partition(seen: PartitionSeen, *, now: str) -> list[Action]:
     if "deletionTimestamp" not in partition["metadata"]:
         if seen.table_gone:
             actions += _orphans({(KV_PARTITIONS.plural, seen.name): partition})
-        is_recorded = seen.facts is not None and seen.facts.lease is not None
+        is_recorded = seen.facts is not None and (seen.facts.lease is not None or seen.facts.is_new)
         if not has_epoch and not is_recorded and seen.age_seconds >= RECORD_SECONDS:
             actions.append(MakeLease(partition=partition))
     patch = status.partition_status(partition, seen.facts, seen.failover, now=now, refresh=seen.refresh)
-    if not has_epoch and seen.age_seconds < MAKING_SECONDS and not status.says_ready(patch):
+    if not has_epoch and seen.age_seconds < MAKING_SECONDS and not _is_granted(seen.facts):
         return actions  # Its record and its first owner are on their way: one status, when they are there.
     return actions + status_actions(KV_PARTITIONS, partition, patch)
+
+
+def _is_granted(facts: PartitionFacts | None) -> bool:
+    return facts is not None and facts.lease is not None and facts.lease.session is not None
 
 
 def finalizer_action(resource: Resource, identity: Identity, *, wanted: bool) -> list[Action]:

@@ -40,7 +40,7 @@ from fencekv.kube import (
 from fencekv.leases import KIND_SHARD, LABEL_KIND, LABEL_NAMESPACE
 from fencekv_operator import plan, resources
 from fencekv_operator.absence import LOOK_SECONDS
-from fencekv_operator.actions import Action, Create, Delete, Emit, PatchStatus, Update
+from fencekv_operator.actions import Action, Create, Delete, Emit, MakeLease, PatchStatus, Update
 from fencekv_operator.cache import Cache, kvns_of
 from fencekv_operator.events import Notice, transition_notice
 from fencekv_operator.facts import PartitionFacts, Transition
@@ -213,7 +213,7 @@ class Reconciler:
             KubeError: an action was refused. Unclear: one may have been carried out.
         """
         sort, namespace, name = key
-        if sort == PARTITION and self._crowded():
+        if sort == PARTITION and self._is_shown(namespace, name) and self._crowded():
             self.queue.add(key, delay_seconds=CROWDED_SECONDS)
             return
         if sort == NAMESPACE:
@@ -230,6 +230,11 @@ class Reconciler:
             await self._nodes.learn([(pod.get("spec") or {}).get("nodeName", "") for pod in pods])
         async with self._locks.setdefault((namespace, kvns), asyncio.Lock()):
             await self._act(key)
+
+    def _is_shown(self, namespace: str, name: str) -> bool:
+        """Whether a partition is there and its status tells an epoch: all that is left is to show what changed."""
+        partition = self.cache.get(KV_PARTITIONS, namespace, name)
+        return partition is not None and "epoch" in (partition.get("status") or {})
 
     async def _act(self, key: Key) -> None:
         for actions in _batches(self._plan(key)):
@@ -261,7 +266,8 @@ class Reconciler:
             return
         self._errors[key] = str(error)
         for shown in self._plan(key):
-            if isinstance(shown, PatchStatus | Emit) and shown != action:
+            # A partition's status says that it has a record: not when that could not be made.
+            if isinstance(shown, PatchStatus | Emit) and shown != action and not isinstance(action, MakeLease):
                 await self._performer.perform(shown)
 
     async def _work(self) -> None:

@@ -166,11 +166,6 @@ def partition_status(
     return status_patch(old, new, volatile=frozenset() if refresh else VOLATILE)
 
 
-def says_ready(patch: Mapping[str, Any] | None) -> bool:
-    """Whether a patch of a status says that its object is Ready."""
-    return patch is not None and condition_status({"status": patch}, "Ready") == "True"
-
-
 def partition_conditions(
     partition: Mapping[str, Any], facts: PartitionFacts | None, *, epoch: int
 ) -> list[Condition]:

@@ -103,6 +103,31 @@ class TestAPartitionThatItMade:
 
         world.run(story)
 
+    def test_a_record_whose_making_is_unclear_is_not_made_again_at_once(self) -> None:
+        """It landed, and was lost: its owner may be about to begin, and the reports at hand are older."""
+        world = World()
+
+        async def story() -> None:
+            failover = await world.started()
+            lost_at: list[float] = []
+            carry_out = world.api._carry_out
+
+            def lose(source: Process, request: Request, answer: Any) -> None:
+                if request.method == "POST" and request.path.endswith("/leases") and not lost_at:
+                    lost_at.append(world.loop.time())
+                    carry_out(source, request, world.loop.create_future())
+                    world.put_record("orders-1", None)
+                    world.api.cut_watches()  # nobody saw it
+                else:
+                    carry_out(source, request, answer)
+
+            world.api._carry_out = lose  # type: ignore[method-assign]
+            assert failover.born(world.make_partition("orders-1", 1, recorded=False))
+            await world.until(lambda: world.epoch("orders-1") > 0)
+            assert world.loop.time() - lost_at[0] > 2
+
+        world.run(story)
+
     def test_somebody_elses_record_stands(self) -> None:
         """Another leader was faster: what it wrote is read, and is not granted again."""
         world = World()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -247,7 +248,7 @@ def test_a_partition_without_an_epoch_gets_its_record_before_its_status() -> Non
     assert actions[1].status["epoch"] == 0
 
 
-def test_a_new_partition_is_left_alone_until_it_serves_or_has_taken_too_long() -> None:
+def test_a_new_partition_is_left_alone_until_it_is_granted_or_has_taken_too_long() -> None:
     """Of a thousand each write more is a second of the API server, which their grants need."""
     fresh = partition(table(), 0)
     del fresh["status"]
@@ -258,12 +259,15 @@ def test_a_new_partition_is_left_alone_until_it_serves_or_has_taken_too_long() -
         )
         return [type(action).__name__ for action in plan_partition(seen, now=NOW)]
 
-    starting, serving = facts_of(fresh, serving=False), facts_of(fresh)
-    late = max(RECORD_SECONDS, MAKING_SECONDS)
-    assert words(RECORD_SECONDS - 0.1) == words(MAKING_SECONDS - 0.1, starting) == []
-    assert words(0.0, serving) == ["PatchStatus"]
-    assert words(late, starting) == ["PatchStatus"]
-    assert words(late) == ["MakeLease", "PatchStatus"]
+    granted = facts_of(fresh, serving=False)
+    on_its_way = replace(granted, lease=None, is_new=True)
+    unowned = replace(granted, lease=replace(granted.lease, session=None, epoch=0))
+    assert words(RECORD_SECONDS - 0.1) == words(MAKING_SECONDS - 0.1, on_its_way) == []
+    assert words(RECORD_SECONDS) == ["MakeLease"]
+    assert words(MAKING_SECONDS - 0.1, unowned) == []
+    assert words(0.0, granted) == ["PatchStatus"]  # its epoch is the floor if its record is lost
+    assert words(MAKING_SECONDS, unowned) == ["PatchStatus"]
+    assert words(MAKING_SECONDS) == ["MakeLease", "PatchStatus"]
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 9])

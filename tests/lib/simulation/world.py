@@ -21,7 +21,17 @@ from typing import Any, Final
 import yaml
 
 from fencekv import leases
-from fencekv.kube import CRDS, KV_NAMESPACES, KV_PARTITIONS, LEASES, KubeNotFound
+from fencekv.kube import (
+    CRDS,
+    KV_NAMESPACES,
+    KV_PARTITIONS,
+    LEASES,
+    Kube,
+    KubeAlreadyExists,
+    KubeError,
+    KubeNotFound,
+    Unclear,
+)
 from fencekv.leases import PartitionLease, Session
 from fencekv.partitioning import HashPartitioning
 from fencekv_operator.failover import Failover
@@ -64,6 +74,7 @@ class Settings:
     history_seconds: int = 0  # of the table; 0: nothing is trimmed
     unix_offset_max: float = UNIX_OFFSET_MAX
     everyone_leads: bool = False  # operators act whether or not they hold their own Lease
+    born_in_trouble: bool = False  # partitions are made by operators, while all is troubled
     homing: bool = False  # owners are moved to their first pods whenever that can be
     faults: Sequence[str] = ()  # empty: all that the nemesis knows
 
@@ -121,8 +132,7 @@ class World:
         for index in range(self.settings.operators):
             self.start_operator(index)
         self._start_clients()
-        ready = await self._everybody_served(READY_SECONDS_MAX)
-        if not ready:
+        if not self.settings.born_in_trouble and not await self._everybody_served(READY_SECONDS_MAX):
             return ["it never got ready", *self.loop.errors]
         nemesis = Nemesis(self, self.settings.faults)
         await nemesis.run(self.settings.trouble_seconds)
@@ -196,7 +206,29 @@ class World:
             on_change=lambda _namespace, _partition: None,
             preference=lambda _namespace, _name: self._wish,
         )
-        await asyncio.gather(leader.run(), failover.run())
+        births = self._bear(kube, failover, lambda: leader.leading or self.settings.everyone_leads)
+        await asyncio.gather(leader.run(), failover.run(), births)
+
+    async def _bear(self, kube: Kube, failover: Failover, leading: Callable[[], bool]) -> None:
+        """Makes partitions as the reconciler does, where nobody made them before."""
+        for index in range(self.settings.partitions if self.settings.born_in_trouble else 0):
+            made: dict[str, Any] | None = None
+            while made is None:
+                await asyncio.sleep(self.chance.uniform(0.1, 2.0))
+                try:
+                    if leading():
+                        made = await kube.create(KV_PARTITIONS, NAMESPACE, self._partition(index))
+                        self.loop.trace(f"born {index}: {failover.born(made)}")
+                except KubeAlreadyExists:
+                    break
+                except (KubeError, Unclear):
+                    continue
+
+    def _partition(self, index: int) -> dict[str, Any]:
+        pods = [f"{KVNS}-{(index + step) % self.settings.shards}" for step in range(self.settings.shards)]
+        body = _kvpartition(index, count=self.settings.partitions, pods=pods)
+        body["spec"]["history"] = {"windowSeconds": self.settings.history_seconds}
+        return body
 
     def _start_shard(self, process: Process, session: Session) -> None:
         shard = Shard(
@@ -236,10 +268,8 @@ class World:
             definition = yaml.safe_load(path.read_text())
             self.api.ask("POST", CRDS.path(None), body=definition)
         self.api.ask("POST", KV_NAMESPACES.path(NAMESPACE), body=_kvns(self.settings.shards))
-        for index in range(self.settings.partitions):
-            pods = [f"{KVNS}-{(index + step) % self.settings.shards}" for step in range(self.settings.shards)]
-            body = _kvpartition(index, count=self.settings.partitions, pods=pods)
-            body["spec"]["history"] = {"windowSeconds": self.settings.history_seconds}
+        for index in range(0 if self.settings.born_in_trouble else self.settings.partitions):
+            body = self._partition(index)
             partition = self.api.ask("POST", KV_PARTITIONS.path(NAMESPACE), body=body)
             lease = leases.new_partition_lease(
                 partition=body["metadata"]["name"],
