@@ -57,3 +57,19 @@ def test_a_list_does_not_undo_what_was_learned_after_it_was_begun() -> None:
     assert tables(cache) == []
     assert cache.relisted(KV_TABLES, [], since=cache.tick, namespace=None) == []
     assert tables(cache) == []
+
+
+def test_a_watch_that_lags_undoes_nothing_that_a_writes_answer_showed() -> None:
+    cache = Cache()
+    cache.put(KV_TABLES, table(version="9"))
+    cache.put(KV_TABLES, table(version="10"))
+
+    assert not cache.put(KV_TABLES, table(version="9"))
+    assert tables(cache) == ["10"]
+    # Another incarnation, whatever its version, and a list after a store was put back, are believed.
+    assert cache.put(KV_TABLES, table(uid="u0", version="2"))
+    assert [
+        each["metadata"]["resourceVersion"]
+        for each in cache.relisted(KV_TABLES, [table(uid="u0", version="1")], since=cache.tick, namespace=None)
+    ] == ["1"]
+    assert tables(cache) == ["1"]
