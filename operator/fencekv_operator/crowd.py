@@ -10,6 +10,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from typing import Final
 
@@ -18,6 +19,8 @@ from fencekv.clock import Clock
 CHANGES: Final = 24  # so many of them,
 WITHIN_SECONDS: Final = 1.0  # so close together, are a crowd
 CROWD_SECONDS_MAX: Final = 10.0
+# Another crowd begins only after a pause in which whoever waited gets on: one that comes and goes is the same.
+PAUSE_SECONDS: Final = 2 * WITHIN_SECONDS
 
 
 class Crowd:
@@ -25,18 +28,16 @@ class Crowd:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._changes: deque[float] = deque(maxlen=CHANGES)
-        self._since: float | None = None  # when the last one began; None: there was none
-        self._dense_at = 0.0  # when it was last seen to be one
+        self._changes = deque([-math.inf] * CHANGES, maxlen=CHANGES)
+        self._since = self._dense_at = -math.inf  # when the last one began, and when it was last seen to be one
 
     def note(self) -> None:
         """A partition changes, or is to change, hands or set."""
         now = self._clock.now()
         self._changes.append(now)
-        if len(self._changes) < CHANGES or now > self._changes[0] + WITHIN_SECONDS:
+        if now > self._changes[0] + WITHIN_SECONDS:
             return
-        # Another crowd begins only after a pause: one that comes and goes with each change is the same.
-        if self._since is None or now > self._dense_at + WITHIN_SECONDS:
+        if now >= self._dense_at + PAUSE_SECONDS:
             self._since = now
         self._dense_at = now
 
@@ -55,6 +56,4 @@ class Crowd:
 
     def _left_seconds(self) -> float:
         """How long there is one at least, if nothing more changes."""
-        if self._since is None or len(self._changes) < CHANGES:
-            return 0.0
         return min(self._changes[0] + WITHIN_SECONDS, self._since + CROWD_SECONDS_MAX) - self._clock.now()

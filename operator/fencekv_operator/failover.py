@@ -158,7 +158,7 @@ class Failover:
     def born(self, item: Object) -> bool:
         """Takes a KVPartition that this process has just made; whether it is granted without more, record and all.
 
-        Only where all pods that it is placed on have sessions, which are then older than it.
+        Only where all pods that it is placed on have sessions now.
         """
         is_known = self._knows.born(Partition.parse(item))
         self._act_soon.set()
@@ -266,9 +266,6 @@ class Failover:
         await bounded(SESSIONS_AT_ONCE, (self._fence_again(*undone) for undone in self._undone()))
         await bounded(SESSIONS_AT_ONCE, (self._end_session(*doubted) for doubted in self._doubted()))
         keys = [key for key in sorted(self._knows.partitions) if self._look(key)]
-        for key in keys:
-            if self._knows.has_owner(key):
-                self.crowd.note()
         if keys:
             pods = {(key[0], pod) for key in keys for pod in self._knows.pods_of(self._knows.partitions[key])}
             reports = await self._reporting.fetch(sorted(pods), mute_seconds=MUTE_SECONDS)
@@ -337,6 +334,8 @@ class Failover:
         """Whether a partition needs reports; takes note of a doubted owner on the way."""
         partition, lease = self._knows.partitions[key], self._knows.leases.get(key)
         if self._knows.needs_attention(key):
+            if partition.uid not in self._knows.signs and lease is not None and lease.session is not None:
+                self.crowd.note()
             since = self._knows.signs.setdefault(partition.uid, self._clock.now())
             # A Lease that no watch shows is most likely on its way: a quorum read can wait.
             lags = lease is None and self._clock.now() < since + LEASE_LAG_SECONDS

@@ -43,6 +43,7 @@ from fencekv.leases import (
 )
 from fencekv_operator.facts import Reason
 from fencekv_operator.ownership import Decision, Grant, Partition, View, Wait, decide
+from fencekv_operator.resources import owner_reference
 from fencekv_operator.sessions import Track, proves_death
 
 logger = logging.getLogger(__name__)
@@ -281,21 +282,13 @@ class Writer:
 
 
 def _fresh_record(partition: Partition) -> Object:
-    owner = {
-        "apiVersion": KV_PARTITIONS.api_version,
-        "kind": KV_PARTITIONS.kind,
-        "name": partition.name,
-        "uid": partition.uid,
-        "controller": True,
-        "blockOwnerDeletion": False,
-    }
     return new_partition_lease(
         partition=partition.name,
         partition_uid=partition.uid,
         table=partition.table,
         kvns=partition.kvns,
         namespace=partition.namespace,
-        owner=owner,
+        owner=owner_reference(KV_PARTITIONS, name=partition.name, uid=partition.uid),
     )
 
 

@@ -203,11 +203,6 @@ class Knowledge:
         alive = [seen.lease.session for pod in pods if (seen := book.live(pod)) is not None]
         return any(not book.tracks[session].doubted for session in alive if session in book.tracks)
 
-    def has_owner(self, key: Key) -> bool:
-        """Whether a partition's Lease names an owner, dead or alive."""
-        lease = self.leases.get(key)
-        return lease is not None and lease.session is not None
-
     def pods_of(self, partition: Partition) -> set[str]:
         """The pods that may hold a replica of a partition."""
         lease = self.leases.get((partition.namespace, partition.name))

@@ -9,9 +9,9 @@ What holds of every `Grant` that `decide` returns:
     owner is a member of the in-sync set by its replica id, not by its pod's name; the set after the grant is the
     set before it less the earlier owner's replica if its session is over, and nobody else, and nobody is added.
     The first grant of all has all placed replicas in it: each has said that it is empty, so nobody lacks a thing.
-  * Without a record the first grant is made only of a partition that this operator made itself, a moment ago,
-    while all of its pods had the sessions that answer now: whoever held these pods before was deposed before it
-    was there.
+  * Without a record the first grant is made only of a partition that this operator made itself, a moment ago, and
+    whose pods had the sessions that answer now when that was done: whoever held these pods before was deposed
+    before this operator could have granted it.
   * While the record is suspect (absent, fallen back, or a replica says so), nothing is granted until every pod of
     `spec.replicas` has answered with its replica, or a person accepted the loss by naming the known epoch. Then:
       - a session that lives and says that it owns the highest epoch is the only one that may be granted: it may be
@@ -112,7 +112,7 @@ class View:
     # seen that grant they go on reporting it.
     cleared: frozenset[Session] = frozenset()
     # Of a partition that this operator made a moment ago, and of which it never saw a record: the sessions that
-    # held its pods before it was there.
+    # held its pods when that was done.
     born: frozenset[Session] = frozenset()
 
 
@@ -240,10 +240,7 @@ def _decide(view: View) -> Decision:
 
 
 def _is_newborn(view: View) -> bool:
-    """Whether nobody can ever have been granted a partition without a record.
-
-    No session of its pods is older than the partition but those that answer, and they hold and know nothing.
-    """
+    """Whether one without a record is new: all who answer were there when it was made, and know nothing."""
     return (
         bool(view.born)
         and view.known_epoch == 0

@@ -148,17 +148,15 @@ class World:
 
     async def settle(self, reconciler: Reconciler | None = None) -> None:
         """Lists, plans and acts until a whole round writes nothing, and none after what is new had its time."""
-        operator, has_waited = reconciler or self.reconciler, False
+        operator = reconciler or self.reconciler
         for _ in range(30):
             before = len(self.kube.writes)
             await operator.resync()
             await self.drain(operator)
-            if len(self.kube.writes) == before and has_waited:
-                return
             if len(self.kube.writes) == before:
-                has_waited = True
-                if any("epoch" not in (each.get("status") or {}) for each in await self.partitions()):
-                    self.clock.seconds += MAKING_SECONDS
+                if all("epoch" in (each.get("status") or {}) for each in await self.partitions()):
+                    return
+                self.clock.seconds += MAKING_SECONDS
         raise AssertionError(f"does not settle: {self.kube.writes[-20:]}")
 
     async def drain(self, operator: Reconciler) -> None:

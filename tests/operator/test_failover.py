@@ -13,6 +13,7 @@ from simulation.loop import Process
 from fencekv import leases
 from fencekv.kube import KV_NAMESPACES, KV_PARTITIONS, LEASES, KubeNotFound
 from fencekv.leases import SessionLease
+from fencekv_operator.crowd import CHANGES, CROWD_SECONDS_MAX
 from fencekv_operator.facts import Reason, Trouble
 from fencekv_sandbox.apiserver import Request
 from fencekv_shard.session import LeaseTimes
@@ -47,6 +48,25 @@ def test_a_first_grant_waits_for_every_pod() -> None:
         assert "s-2" in world.facts(failover).detail
         world.start("s-2")
         assert await world.until(lambda: world.epoch() == 1) < 3
+
+    world.run(story)
+
+
+def test_partitions_that_stay_without_an_owner_are_no_crowd() -> None:
+    """What they show would wait for ever."""
+    world = World(partitions=CHANGES + 6)
+
+    async def story() -> None:
+        failover = await world.started()
+        for shard in world.shards.values():
+            shard.process.crash()
+            world.release(shard.session)
+        await world.until(lambda: failover.crowd.is_there)
+        await asyncio.sleep(CROWD_SECONDS_MAX)
+        assert world.facts(failover).trouble is Trouble.DEGRADED
+        for _ in range(50):
+            await asyncio.sleep(0.1)
+            assert not failover.crowd.is_there
 
     world.run(story)
 

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
+from simulation.seeds import seeds
 from simulation.world import Settings, run
 
 SEEDS = 16
 SEEDS_FAST = 3
 
 
-def seeds() -> list[Any]:
-    slow = [pytest.param(seed, marks=pytest.mark.slow) for seed in range(SEEDS_FAST + 1, SEEDS + 1)]
-    return [*range(1, SEEDS_FAST + 1), *slow]
-
-
-@pytest.mark.parametrize("seed", seeds())
+@pytest.mark.parametrize("seed", seeds(SEEDS, fast=SEEDS_FAST))
 def test_partitions_that_are_born_in_trouble_have_one_owner(seed: int) -> None:
     settings = replace(
         Settings(),

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
+from simulation.seeds import seeds
 from simulation.world import Settings, run
 
 SEEDS = 12
 SEEDS_FAST = 2
 
 
-def seeds() -> list[Any]:
-    slow = [pytest.param(seed, marks=pytest.mark.slow) for seed in range(SEEDS_FAST + 1, SEEDS + 1)]
-    return [*range(1, SEEDS_FAST + 1), *slow]
-
-
-@pytest.mark.parametrize("seed", seeds())
+@pytest.mark.parametrize("seed", seeds(SEEDS, fast=SEEDS_FAST))
 def test_owners_that_are_moved_home_all_the_time_lose_nothing(seed: int) -> None:
     settings = replace(
         Settings(), homing=True, everyone_leads=seed % 4 == 0, gap_seconds_max=10.0 if seed % 2 == 0 else 3.0

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from simulation.seeds import seeds
 from simulation.world import Settings, run
 
 SEEDS = 50
@@ -20,13 +21,11 @@ SEEDS_FAST = 5  # run by `make check` too
 ONLY = os.environ.get("FENCEKV_SEED")
 
 
-def seeds() -> list[Any]:
+def wanted() -> list[Any]:
     """The seeds to run."""
     if ONLY is not None:
         return [int(ONLY)]
-    count = int(os.environ.get("FENCEKV_SEEDS", SEEDS))
-    slow = [pytest.param(seed, marks=pytest.mark.slow) for seed in range(SEEDS_FAST + 1, count + 1)]
-    return [*range(1, SEEDS_FAST + 1), *slow]
+    return seeds(int(os.environ.get("FENCEKV_SEEDS", SEEDS)), fast=SEEDS_FAST)
 
 
 def settings_of(seed: int) -> Settings:
@@ -40,7 +39,7 @@ def settings_of(seed: int) -> Settings:
     )
 
 
-@pytest.mark.parametrize("seed", seeds())
+@pytest.mark.parametrize("seed", wanted())
 def test_nothing_promised_is_broken(seed: int) -> None:
     result = run(seed, settings_of(seed))
     folder = os.environ.get("FENCEKV_TRACE")

@@ -5,22 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from simulation.seeds import seeds
 from simulation.world import Result, Settings, World, run
 
 from fencekv_shard import limits
 from fencekv_shard.feed import Feed
 from fencekv_shard.folder import Seed
 
-SEEDS = 12
+SEEDS = 11
 SEEDS_FAST = 2
 HISTORY_SECONDS = 3
 IDEMPOTENCY_SECONDS = 18.0  # longer than any client goes on asking, by more than wall clocks differ
 UNIX_OFFSET_MAX = 1.0
-
-seeds = [
-    *range(1, SEEDS_FAST + 1),
-    *(pytest.param(n, marks=pytest.mark.slow) for n in range(SEEDS_FAST + 1, SEEDS)),
-]
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +38,7 @@ def trimming(seed: int, worlds: list[World]) -> Result:
     return run(seed, settings, prepare=worlds.append)
 
 
-@pytest.mark.parametrize("seed", seeds)
+@pytest.mark.parametrize("seed", seeds(SEEDS, fast=SEEDS_FAST))
 def test_nothing_promised_is_broken_where_journals_are_trimmed(seed: int) -> None:
     worlds: list[World] = []
     result = trimming(seed, worlds)
@@ -51,7 +47,7 @@ def test_nothing_promised_is_broken_where_journals_are_trimmed(seed: int) -> Non
     assert any(worlds[0].disks.folded.values()), "nothing was trimmed"
 
 
-@pytest.mark.parametrize("seed", seeds)
+@pytest.mark.parametrize("seed", seeds(SEEDS, fast=SEEDS_FAST))
 def test_nothing_promised_is_broken_where_standbys_are_seeded(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A standby that follows anew is often sent the base, though entries would have done."""
     worlds: list[World] = []
