@@ -1,6 +1,7 @@
 """Runs inside the client's pod: a steady load on a table, every request recorded, and all read back at the end.
 
-    python load.py '{"namespace": …, "table": …, "prefix": …, "per_second": …, "shards": ["host:port", …]}'
+    python load.py '{"namespace": …, "table": …, "prefix": …, "per_second": …, "stubborn_each": …,
+                     "shards": ["host:port", …]}'
 
 Two kinds of writers. The steady one is a user of the SDK: it puts a new key every 1/per_second seconds, however
 long the ones before take, and into each partition in turn. The stubborn ones ask one shard each over HTTP, always
@@ -38,7 +39,6 @@ from fencekv.errors import FenceKVError
 from fencekv.partitioning import Partitioning, parse_partitioning
 
 UNDER_WAY_MAX: Final = 8_000  # 40 s of a table that answers nothing
-STUBBORN_EACH: Final = 3  # at a time, for each shard
 STUBBORN_PAUSE_SECONDS: Final = 0.1
 # Longer than any fault lasts: what lies in a frozen shard's socket is to be there when it thaws.
 STUBBORN_SECONDS: Final = 30.0
@@ -175,7 +175,7 @@ async def run(order: dict[str, Any]) -> None:
         stubborn = [
             asyncio.create_task(stubbornly(session, url, shard, prefix=f"{prefix}{index}-{each}-"))
             for index, shard in enumerate(order["shards"])
-            for each in range(STUBBORN_EACH)
+            for each in range(order["stubborn_each"])
         ]
         stopped = await steadily(table, wanted, per_second=order["per_second"], stop=stop)
         for task in stubborn:

@@ -23,6 +23,9 @@ from kubectl import Cluster, Failed, Lines, TooLate
 EXECS_MAX: Final = 5
 PROGRAM: Final = (Path(__file__).parent / "load.py").read_text(encoding="utf-8")
 PUTS_PER_SECOND: Final = 200
+# Stubborn writers of each shard; one beside very many partitions: three add half as many puts to the steady ones.
+STUBBORN_EACH: Final = 3
+STUBBORN_EACH_OF_VERY_MANY: Final = 1
 STEADY_PUTS: Final = 300
 STEADY_SECONDS_MAX: Final = 60.0
 END_SECONDS_MAX: Final = 120.0
@@ -151,7 +154,13 @@ class Load:
 
 
 @contextlib.contextmanager
-def loading(cluster: Cluster, *, per_second: float = PUTS_PER_SECOND, table: str = "orders") -> Iterator[Load]:
+def loading(
+    cluster: Cluster,
+    *,
+    per_second: float = PUTS_PER_SECOND,
+    table: str = "orders",
+    stubborn_each: int = STUBBORN_EACH,
+) -> Iterator[Load]:
     """A steady load on a table of the sample, and stubborn writers at each shard."""
     pods = cluster.get("pods", "-l", "fencekv.io/kind=shard")["items"]
     run = secrets.token_hex(4)
@@ -160,6 +169,7 @@ def loading(cluster: Cluster, *, per_second: float = PUTS_PER_SECOND, table: str
         "table": table,
         "prefix": f"load-{run}-",
         "per_second": per_second,
+        "stubborn_each": stubborn_each,
         "shards": [f"{pod['status']['podIP']}:7070" for pod in pods],
     }
     records = f"/records/{run}"

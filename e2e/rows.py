@@ -14,7 +14,7 @@ import wide
 from faults import Side, Way
 from history import Failure, Records, Verdict, again_seconds, handovers, judge, strays, waited_seconds
 from kubectl import Cluster, say
-from loading import loading
+from loading import STUBBORN_EACH, STUBBORN_EACH_OF_VERY_MANY, loading
 from sample import settle
 from scenes import Play, Scene
 from wide import Rest
@@ -201,7 +201,8 @@ def run(cluster: Cluster, row: Row, number: int) -> Run:
     """Does a drill once, on a cluster where all is well, and waits until all is well again."""
     settle(cluster)
     began = time.monotonic()
-    with _table(cluster, row) as (table, rest), loading(cluster, table=table) as load:
+    stubborn = STUBBORN_EACH if row.partitions is None else STUBBORN_EACH_OF_VERY_MANY
+    with _table(cluster, row) as (table, rest), loading(cluster, table=table, stubborn_each=stubborn) as load:
         scene = scenes.scene_of(cluster, load, number=number, table=table)
         since = load.now()
         row.play(scene)

@@ -9,6 +9,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -33,6 +34,8 @@ from fencekv.routing import Routes, TableRoutes
 from fencekv.sending import Attempt, Broken, Build, Refused, Transport
 
 ROUTE_SECONDS: Final = 0.5
+ROUTE_SECONDS_PER_PARTITION: Final = 0.001  # besides, where those of a whole table are asked for
+ROUTES_GAP_SECONDS: Final = 0.1  # those of a whole table are not asked for anew before
 WATCH_SECONDS: Final = 0.5  # without an answer, then one looks whether the owner has changed
 SWEEP_SECONDS: Final = 0.05  # how exact timeouts are
 FOLLOWED_AT_ONCE_MAX: Final = 2  # then a NotOwner costs a pause as well: two shards could name each other
@@ -94,7 +97,8 @@ class Caller:
         self._clock: Callable[[], float] = loop.time
         self._loop = loop
         self._endpoints: Sequence[str] = ()
-        self._loading: dict[str, asyncio.Lock] = {}
+        self._asking: dict[tuple[str, int | None], asyncio.Task[None]] = {}  # for one partition's routes, or all
+        self._loaded_at: dict[str, float] = {}  # when the routes of a whole table were asked for anew
         self._sweep: asyncio.TimerHandle | None = None
         self._looking: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._resting = Resting(self._clock)
@@ -103,7 +107,7 @@ class Caller:
         """Stops looking after attempts."""
         if self._sweep is not None:
             self._sweep.cancel()
-        looking = list(self._looking.values())
+        looking = [*self._looking.values(), *self._asking.values()]
         for task in looking:
             task.cancel()
         await asyncio.gather(*looking, return_exceptions=True)
@@ -135,19 +139,57 @@ class Caller:
             await self._resting.rest(request.table, partition, pause, deadline, write=request.write)
 
     async def route(self, table: str) -> TableRoutes:
-        """The routes of a table, asked for if they are not known.
+        """The routes of a table, asked for if they are not known; of some partitions they may be in doubt.
 
         Raises:
             FenceKVError: no shard gave them.
         """
-        known = self.routes.tables.get(table)
-        if known is not None and not known.stale:
-            return known
-        async with self._loading.setdefault(table, asyncio.Lock()):
-            known = self.routes.tables.get(table)
-            if known is not None and not known.stale:
-                return known  # somebody else asked while this one waited
-            return self.routes.load(table, await self.locate(table))
+        while (known := self.routes.tables.get(table)) is None:
+            await self._asked(table, None, None)
+        return known
+
+    async def _settled(self, table: str, index: int, key: str | None) -> TableRoutes:
+        """The routes of a table; asked for anew if those of a partition are in doubt, of which `key` is a key.
+
+        Raises:
+            FenceKVError: no shard gave them.
+        """
+        known = await self.route(table)
+        if index in known.doubted:
+            alone = key is not None and known.one_by_one
+            await self._asked(table, index if alone else None, key)
+        return await self.route(table)
+
+    async def _asked(self, table: str, index: int | None, key: str | None) -> None:
+        """Asks for the routes of a partition, or of the whole table; all who want them meanwhile share the answer.
+
+        It may be in doubt again before the last of them sees it: each goes on with it all the same.
+        """
+        place = table, index
+        asking = self._asking.get(place)
+        if asking is None:
+            asking = asyncio.ensure_future(self._ask_anew(table, None if index is None else key))
+            self._asking[place] = asking
+            asking.add_done_callback(lambda done: self._have_asked(place, done))
+        await asyncio.shield(asking)
+
+    async def _ask_anew(self, table: str, key: str | None) -> None:
+        if key is not None:
+            risen = self.routes.load_some(table, await self.locate(table, key=key))
+        else:
+            # Of a large table they are much to ask for: while many of its partitions are in doubt, now and then.
+            await asyncio.sleep(self._loaded_at.get(table, -math.inf) + ROUTES_GAP_SECONDS - self._clock())
+            answer = await self.locate(table)
+            self._loaded_at[table] = self._clock()
+            risen = self.routes.load(table, answer)
+        for index in risen:
+            self._resting.served(table, index, write=True)
+            self._resting.served(table, index, write=False)
+
+    def _have_asked(self, place: tuple[str, int | None], done: asyncio.Task[None]) -> None:
+        del self._asking[place]
+        if not done.cancelled():
+            done.exception()  # for those who still wait for it
 
     async def locate(self, table: str, *, key: str | None = None) -> m.Routes:
         """What some shard says of a table's partitions, or of the one of `key`.
@@ -157,10 +199,12 @@ class Caller:
             Unavailable: no shard answered.
         """
         last: FenceKVError | None = None
+        whole = self.routes.tables.get(table) if key is None else None
+        seconds = ROUTE_SECONDS + (len(whole.owners) * ROUTE_SECONDS_PER_PARTITION if whole else 0.0)
         for fresh in (False, True):
             for address in await self._addresses(fresh=fresh):
                 try:
-                    answer = await self._ask(address, table, key)
+                    answer = await self._ask(address, table, key, seconds=seconds)
                 except (Refused, Broken) as error:
                     self.routes.avoid(address, now=self._clock())
                     last = Unavailable(str(error))
@@ -193,6 +237,7 @@ class Caller:
             if index is not None and repeatable and not request.slow:
                 attempt.watch_at = sent + WATCH_SECONDS
                 attempt.place = (request.table, index)
+                attempt.key = request.place if isinstance(request.place, str) else None
                 attempt.epoch = self.routes.epoch_of(request.table, index)
             answer = await attempt.future
         except asyncio.CancelledError:
@@ -240,19 +285,20 @@ class Caller:
         # A shard that took the request and is no owner may have waited for the one that it forwarded to.
         if isinstance(lack, Refused) or index is None or self.routes.owner_http(request.table, index) == address:
             self.routes.avoid(address, now=self._clock())
-        self.routes.doubt(request.table)
+        if index is not None:
+            self.routes.doubt(request.table, index)
 
     def _known_target(self, request: Request, now: float) -> tuple[int, str] | None:
         """The owner, if it is known and no reason to doubt it."""
         routes = self.routes.tables.get(request.table)
-        if routes is None or routes.stale or request.place is None:
+        if routes is None or request.place is None:
             return None
         try:
             index = _index(routes, request.place)
         except Invalid:
             return None  # the long way tells it
         owner = routes.owners.get(index)
-        if owner is None or not self.routes.usable(owner.http, now=now):
+        if owner is None or index in routes.doubted or not self.routes.usable(owner.http, now=now):
             return None
         return index, owner.http
 
@@ -269,9 +315,9 @@ class Caller:
     async def _target(self, request: Request) -> tuple[int | None, str]:
         index: int | None = None
         if request.place is not None:
-            routes = await self.route(request.table)
-            index = _index(routes, request.place)
-            owner = routes.owners.get(index)
+            index = _index(await self.route(request.table), request.place)
+            key = request.place if isinstance(request.place, str) else None
+            owner = (await self._settled(request.table, index, key)).owners.get(index)
             if owner is not None and self.routes.usable(owner.http, now=self._clock()):
                 return index, owner.http
         # Any shard forwards to the owner, and may know better who that is.
@@ -308,7 +354,7 @@ class Caller:
             # A shard that is cut off goes on naming itself: others are asked for the owner, and for the routes.
             self.routes.avoid(address, now=self._clock())
         if judge(error, write=request.write, keyed=_keyed(request)).step is not Step.RAISE:
-            self.routes.doubt(request.table)
+            self.routes.doubt(request.table, index)
         return error
 
     async def _addresses(self, *, fresh: bool = False) -> Sequence[str]:
@@ -323,7 +369,7 @@ class Caller:
         ranked = [(not self.routes.usable(http, now=now), self._chance.random(), http) for http in known]
         return [http for _, _, http in sorted(ranked)]
 
-    async def _ask(self, address: str, table: str, key: str | None) -> m.Answer:
+    async def _ask(self, address: str, table: str, key: str | None, *, seconds: float) -> m.Answer:
         """Asks one shard for routes, once."""
         request = Request(
             table=table,
@@ -333,8 +379,7 @@ class Caller:
             options=m.Options(),
         )
         now = self._clock()
-        until = now + ROUTE_SECONDS
-        attempt = await self._send(request, None, address, began=now, seconds=ROUTE_SECONDS, deadline=until)
+        attempt = await self._send(request, None, address, began=now, seconds=seconds, deadline=now + seconds)
         try:
             return await attempt.future
         except asyncio.CancelledError:
@@ -361,15 +406,15 @@ class Caller:
         if self.routes.owner_http(table, index) == attempt.address:
             # Another shard is not to blame: it may wait for the owner that it forwarded to.
             self.routes.avoid(attempt.address, now=self._clock())
-        self.routes.doubt(table)
+        self.routes.doubt(table, index)
         if attempt.place not in self._looking:
-            self._looking[attempt.place] = asyncio.ensure_future(self._look(attempt.place))
+            self._looking[attempt.place] = asyncio.ensure_future(self._look(attempt.place, attempt.key))
 
-    async def _look(self, place: tuple[str, int]) -> None:
+    async def _look(self, place: tuple[str, int], key: str | None) -> None:
         """Gives up the attempts whose partition has a new owner."""
         table, index = place
         try:
-            owner = (await self.route(table)).owners.get(index)
+            owner = (await self._settled(table, index, key)).owners.get(index)
         except FenceKVError:
             return
         finally:

@@ -4,6 +4,9 @@ A partition that changes hands is asked by all who need it, again and again. Man
 pause would take from whoever takes over the very time that it needs for that: so each of them asks the less often,
 the more they are, and the first answer that one of them gets wakes all that have waited for the usual pause.
 
+Where very many partitions change hands, each may have few who wait, and all together are many. They wait longer as
+well; routes that show a newer owner wake them.
+
 Reads and writes wait apart: an owner may answer those and refuse these.
 """
 
@@ -14,6 +17,7 @@ from collections.abc import Callable
 from typing import Final
 
 AT_PACE: Final = 8  # so many ask a partition again at the usual pace; of more, each one less often
+ALL_AT_PACE: Final = 64  # and so many ask any
 REST_SECONDS_MAX: Final = 2.0
 LAST_TRY_SECONDS: Final = 0.5  # before its time is up a request asks once more
 
@@ -35,6 +39,7 @@ class Resting:
         """`clock` is the one of the deadlines, in seconds."""
         self._clock = clock
         self._places: dict[tuple[str, int, bool], _Place] = {}  # by table, index, and whether they write
+        self._count = 0  # of those who wait for any of them
 
     def __bool__(self) -> bool:
         """Whether any request waits."""
@@ -50,7 +55,9 @@ class Resting:
             return
         place = self._places.setdefault((table, index, write), _Place())
         place.count += 1
-        crowded = min(pause * max(1.0, place.count / AT_PACE), max(pause, REST_SECONDS_MAX))
+        self._count += 1
+        crowd = max(1.0, place.count / AT_PACE, self._count / ALL_AT_PACE)
+        crowded = min(pause * crowd, max(pause, REST_SECONDS_MAX))
         latest = max(pause, deadline - self._clock() - LAST_TRY_SECONDS)
         try:
             await asyncio.sleep(pause)
@@ -60,6 +67,7 @@ class Resting:
             pass
         finally:
             place.count -= 1
+            self._count -= 1
             if place.count == 0 and self._places.get((table, index, write)) is place:
                 del self._places[table, index, write]
 

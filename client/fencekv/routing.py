@@ -1,5 +1,7 @@
 """What a client knows of a namespace: who owns what, how far it has seen each partition, whom to avoid. Pure.
 
+A doubt is about one partition: requests to the others go on while it is cleared up.
+
 Invariants:
   * The token and the epoch kept for a partition never fall, but for a token that the shards declared lost.
   * A hint of an older epoch than the one already seen is not followed.
@@ -16,6 +18,7 @@ from fencekv.partitioning import Partitioning, parse_partitioning
 from fencekv.token import Token
 
 AVOIDED_SECONDS: Final = 2.0  # an address that could not be reached is not the first choice
+DOUBTS_ONE_BY_ONE_MAX: Final = 8  # of more, the routes of the whole table cost less than each by itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +32,16 @@ class Owner:
 
 @dataclass(slots=True)
 class TableRoutes:
-    """The partitions of a table, by index. `stale`: to be asked for anew before the next use."""
+    """The partitions of a table, by index. `doubted`: to be asked for anew before the next use."""
 
     partitioning: Partitioning
     owners: dict[int, Owner]
-    stale: bool = False
+    doubted: set[int] = field(default_factory=set)
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether those in doubt are few enough to be asked for each by itself."""
+        return len(self.doubted) <= DOUBTS_ONE_BY_ONE_MAX
 
 
 @dataclass(slots=True)
@@ -52,29 +60,45 @@ class Routes:
     seen: dict[tuple[str, int], Seen] = field(default_factory=dict)
     avoided: dict[str, float] = field(default_factory=dict)  # address: until when
 
-    def load(self, table: str, answer: m.Routes) -> TableRoutes:
-        """Takes in a shard's answer about all partitions of a table.
+    def load(self, table: str, answer: m.Routes) -> list[int]:
+        """Takes in a shard's answer about all partitions of a table; gives those that have a newer owner.
 
         Raises:
             Unavailable: it cannot be read.
         """
-        try:
-            partitioning = parse_partitioning(answer.partitioning)
-        except (TypeError, ValueError) as error:
-            raise Unavailable(f"{table}: an answer without routes") from error
-        owners = {at.place: Owner(at.partition, at.epoch, at.http) for at in answer.partitions}
-        routes = TableRoutes(partitioning, owners)
-        for index, owner in owners.items():
-            # A shard that is behind must not take us back to an owner that we saw deposed.
-            if owner.epoch < self.of(table, index).epoch:
-                routes.owners[index] = replace(owner, http="")
-        before = self.tables[table].owners if table in self.tables else {}
-        for index, owner in owners.items():
-            if index in before and owner.epoch > before[index].epoch:
-                # It owns something since it was avoided: it lives.
-                self.avoided.pop(owner.http, None)
+        before = self.tables.get(table)
+        routes = TableRoutes(_partitioning(table, answer), {})
+        risen = [at.place for at in answer.partitions if self._take(table, routes, at, before)]
         self.tables[table] = routes
-        return routes
+        return risen
+
+    def load_some(self, table: str, answer: m.Routes) -> list[int]:
+        """Takes in a shard's answer about some partitions of a table; gives those that have a newer owner.
+
+        Raises:
+            Unavailable: it cannot be read.
+        """
+        routes = self.tables.get(table)
+        if routes is None:
+            return []
+        if _partitioning(table, answer) != routes.partitioning:
+            del self.tables[table]  # it is another table of this name
+            return []
+        return [at.place for at in answer.partitions if self._take(table, routes, at, routes)]
+
+    def _take(self, table: str, routes: TableRoutes, at: m.Located, before: TableRoutes | None) -> bool:
+        """Takes in a partition's owner; whether it is a newer one than `before` shows."""
+        index = at.place
+        known = before.owners.get(index) if before else None
+        risen = known is not None and at.epoch > known.epoch
+        if risen:
+            # It owns something since it was avoided: it lives.
+            self.avoided.pop(at.http, None)
+        # A shard that is behind must not take us back to an owner that we saw deposed.
+        http = at.http if at.epoch >= self.of(table, index).epoch else ""
+        routes.owners[index] = Owner(at.partition, at.epoch, http)
+        routes.doubted.discard(index)
+        return risen
 
     def of(self, table: str, index: int) -> Seen:
         """What was seen of a partition."""
@@ -96,7 +120,7 @@ class Routes:
         seen.epoch = max(seen.epoch, epoch or 0)
         routes = self.tables.get(table)
         if routes and index in routes.owners and routes.owners[index].epoch < seen.epoch:
-            routes.stale = True
+            routes.doubted.add(index)
 
     def addresses(self) -> set[str]:
         """The addresses of all owners that are known."""
@@ -123,13 +147,13 @@ class Routes:
         if routes and index in routes.owners:
             routes.owners[index] = replace(routes.owners[index], http=http, epoch=epoch)
             # Whoever we would ask for all routes may not know yet what we were just told.
-            routes.stale = False
+            routes.doubted.discard(index)
         return True
 
-    def doubt(self, table: str) -> None:
-        """Has the table's routes asked for anew."""
+    def doubt(self, table: str, index: int) -> None:
+        """Has a partition's owner asked for anew."""
         if table in self.tables:
-            self.tables[table].stale = True
+            self.tables[table].doubted.add(index)
 
     def avoid(self, address: str, *, now: float) -> None:
         """Notes that an address could not be reached."""
@@ -139,3 +163,10 @@ class Routes:
     def usable(self, address: str, *, now: float) -> bool:
         """Whether an address is a first choice."""
         return bool(address) and self.avoided.get(address, now) <= now
+
+
+def _partitioning(table: str, answer: m.Routes) -> Partitioning:
+    try:
+        return parse_partitioning(answer.partitioning)
+    except (TypeError, ValueError) as error:
+        raise Unavailable(f"{table}: an answer without routes") from error

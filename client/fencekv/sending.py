@@ -32,7 +32,7 @@ class Broken(Exception):
 class Attempt(ABC):
     """A request under way. Its maker awaits `future`; the rest is for whoever looks after many of them."""
 
-    __slots__ = ("address", "epoch", "future", "give_up_at", "place", "watch_at")
+    __slots__ = ("address", "epoch", "future", "give_up_at", "key", "place", "watch_at")
 
     def __init__(self, future: asyncio.Future[m.Answer], address: str) -> None:
         self.future = future
@@ -40,6 +40,7 @@ class Attempt(ABC):
         self.give_up_at = math.inf
         self.watch_at = math.inf  # from then on, somebody looks whether its partition has a new owner
         self.place: tuple[str, int] | None = None  # table and partition; None: about no single one
+        self.key: str | None = None  # by which its partition can be asked for; None: it is about no single key
         self.epoch = 0  # the highest that was known of the partition when it was sent
 
     @abstractmethod

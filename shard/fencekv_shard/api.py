@@ -152,6 +152,10 @@ class Partition(Protocol):
         """What writes are acknowledged under, unless they ask for more."""
         ...
 
+    def committed_token(self) -> Token | None:
+        """Where this replica's committed state stands; None: it is not open."""
+        ...
+
     def begin(self, transaction: Transaction, options: Options, waiter: Waiter) -> None:
         """Takes a validated transaction as the owner; the waiter is told of its outcome.
 

@@ -228,18 +228,12 @@ class Dispatcher:
     async def _where_is(self, table: api.Table, call: WhereIs) -> Answer:
         partitioning = table.partitioning
         indexes = range(partitioning.count) if call.key is None else [partitioning.partition_of(call.key)]
-        routes = [(self._node.route(table.name, n), await self._local_token(table, n)) for n in indexes]
+        routes = [(self._node.route(table.name, n), self._local_token(table, n)) for n in indexes]
         return Routes("", None, 0, partitioning, routes)
 
-    async def _local_token(self, table: api.Table, index: int) -> Token | None:
+    def _local_token(self, table: api.Table, index: int) -> Token | None:
         local = self._node.local(table.name, index)
-        if local is None:
-            return None
-        try:
-            # Which key is read does not matter: each answer names the state that it was read at.
-            return (await local.read("0", api.Options(consistency=api.Consistency.CACHED))).token
-        except FenceKVError:
-            return None
+        return None if local is None else local.committed_token()
 
     # -- listings
 

@@ -151,6 +151,11 @@ class Engine:
         """How many requests are fsynced here and not answered."""
         return sum(len(pending) for pending in self._pending.values())
 
+    @property
+    def busy(self) -> bool:
+        """Whether a request is unanswered, or a round is being written."""
+        return not self._pipeline.idle or any(self._pending.values())
+
     async def wait_committed(self, seq: int) -> None:
         """Waits until commit_seq >= seq. Raises what stopped the engine, if that comes first."""
         while self.replica.commit_seq < seq:

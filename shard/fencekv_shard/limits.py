@@ -35,6 +35,9 @@ APPLY_ENTRIES: Final = 400  # applied in one step: rounds wait for its commit, a
 APPLY_WRITES: Final = 400  # keys that one step touches, unless a single entry has more
 APPLY_FILL: Final = 0.5  # of the overlay: above it one applies beside the rounds, below it when there are none
 APPLY_IDLE_SECONDS: Final = 0.5  # after the last round
+APPLY_FEW_ENTRIES: Final = 32  # no more than this
+APPLY_FEW_BYTES: Final = 64 << 10  # and this in the overlay wait for others to come
+APPLY_FEW_SECONDS: Final = 20.0  # and are applied after this long at the latest
 
 FOLD_ENTRIES: Final = 256  # folded, or trimmed, in one step: rounds wait for its commit, a few milliseconds
 FOLD_WRITES: Final = 400  # keys that one step touches, unless a single round has more

@@ -144,7 +144,6 @@ class Owned:
         self._on_doubt = on_doubt  # a standby has another base
         self.told_damaged = False
         self._rota = rota
-        self._restful_seconds = 0.0  # since a request came, or the journal or commit_seq grew
         self._resting = False  # off the rota
         self._stopped = False
         self.followers: dict[str, Follower] = {}
@@ -168,7 +167,6 @@ class Owned:
 
     def rouse(self) -> None:
         """Something happened: what takes time may begin."""
-        self._restful_seconds = 0.0
         if self._resting and not self._stopped:
             self._resting = False
             self._hear()
@@ -312,7 +310,6 @@ class Owned:
         if not self._closing:
             self._consider_set()
             self._consider_word(slice_seconds)
-        self._restful_seconds += slice_seconds
         self._resting = not self._passing()
         return not self._resting
 
@@ -320,8 +317,7 @@ class Owned:
         """Whether the mere passing of time may still change something."""
         engine, last = self.engine, self.engine.replica.last.seq
         return not self._stopped and (
-            # Nothing that was begun is unanswered after that long.
-            self._restful_seconds <= limits.UNCLEAN_ANSWER_SECONDS + limits.TICK_SLICE_SECONDS_MAX
+            engine.busy
             or engine.relaxing
             or self.membership.unclear
             or 0.0 < self._alone_seconds < limits.ALONE_SECONDS

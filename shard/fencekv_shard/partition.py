@@ -162,6 +162,10 @@ class Partition:
         self._confirm_read(options)
         return page
 
+    def committed_token(self) -> Token | None:
+        """`token`; None: the replica is not open."""
+        return None if self.replica.closed else self.token()
+
     def token(self) -> Token:
         """Where this replica's committed state stands."""
         return self._token_at(self.replica.commit_seq)

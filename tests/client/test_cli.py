@@ -151,9 +151,9 @@ def test_unavailable_is_exit_status_3(run: Run, form: str) -> None:
 
 
 def test_other_errors_have_their_exit_status(run: Run, node: FakeNode) -> None:
-    node.replicas["orders", 0].script = [None, Lost("gone")]
+    node.replicas["orders", 0].script = [Lost("gone")]
     assert run("get", "orders", "k").exit_code == 1
-    node.replicas["orders", 0].script = [None, *[Unknown("?")] * 50]
+    node.replicas["orders", 0].script = [Unknown("?")] * 50
     assert run("put", "orders", "k", "v", "--timeout", "0.1").exit_code == 3
 
 

@@ -16,7 +16,9 @@ from fencekv.client import FenceKV
 from fencekv.errors import Conflict, Exhausted, Fenced, Invalid, Lost, NotOwner, Unavailable, Unknown
 from fencekv.operations import Delete, Get, Put, at_version, exists, has_value
 from fencekv.partitioning import HashPartitioning, RangePartitioning
+from fencekv.resting import Resting
 from fencekv.results import DeleteDone, GetDone, PutDone
+from fencekv.routing import DOUBTS_ONE_BY_ONE_MAX, Routes
 from fencekv.token import Token, Version
 
 UNKEYED = Settings(timeout_seconds=2, idempotency=False)
@@ -159,8 +161,7 @@ async def test_reads_carry_the_partitions_token_and_all_requests_its_epoch(db: F
     await orders.get("k", min_token=Token(0, 5))
     await orders.list_page()
     await orders.history_page("k")
-    calls = [call for call in partition.calls if call[1] != "0"]  # that one is /v1/route, asking for a token
-    options = [call[-1] for call in calls]
+    options = [call[-1] for call in partition.calls]
     assert [option.epoch for option in options] == [None, 1, 1, 1, 1, 1]
     own = Token(1, 1)
     assert [option.min_token for option in options] == [None, own, Token(1, 9), own, own, own]
@@ -305,6 +306,75 @@ async def test_an_epoch_that_rose_has_the_routes_asked_for_anew() -> None:
         await db.table("orders").put("k", b"2")
         await db.table("orders").put("k", b"3")
         assert shard.routes_asked == 2
+
+
+def routes_of(db: FenceKV) -> Routes:
+    assert db._caller is not None
+    return db._caller.routes
+
+
+def in_partition(index: int, *, of: int) -> str:
+    """A key of a partition."""
+    return next(key for key in map(str, range(1000)) if HashPartitioning(of).partition_of(key) == index)
+
+
+async def test_while_one_partition_is_in_doubt_requests_to_the_others_go_on() -> None:
+    first, second = (in_partition(index, of=2) for index in range(2))
+    async with ScriptedShard().running() as shard, client(shard.address) as db:
+        shard.count, shard.others = 2, [shard.address]
+        table = db.table("orders")
+        await table.put(first, b"1")
+        shard.answering.clear()
+        shard.script = [Answer.of(Unavailable("no owner"))]
+        doubted = asyncio.ensure_future(table.put(second, b"1"))
+        async with asyncio.timeout(5):
+            while shard.routes_asked < 2:
+                await asyncio.sleep(0.01)
+            await table.put(first, b"2")
+        assert not doubted.done()
+        shard.answering.set()
+        await asyncio.wait_for(doubted, 5)
+        assert shard.route_keys == [None, second]
+
+
+@pytest.mark.parametrize("doubts", [DOUBTS_ONE_BY_ONE_MAX, DOUBTS_ONE_BY_ONE_MAX + 1])
+async def test_of_many_partitions_in_doubt_all_are_asked_for_at_once(doubts: int) -> None:
+    keys = [in_partition(index, of=doubts) for index in range(doubts)]
+    async with ScriptedShard().running() as shard, client(shard.address) as db:
+        shard.count, shard.others = doubts, [shard.address] * (doubts - 1)
+        table = db.table("orders")
+        await asyncio.gather(*(table.put(key, b"1") for key in keys))
+        assert shard.route_keys == [None]
+        for index in range(doubts):
+            routes_of(db).doubt("orders", index)
+        await asyncio.gather(*(table.put(key, b"2") for key in keys for _ in range(3)))
+        # Who wants the same meanwhile shares the answer.
+        assert sorted(map(str, shard.route_keys[1:])) == (
+            sorted(keys) if doubts == DOUBTS_ONE_BY_ONE_MAX else ["None"]
+        )
+
+
+async def test_routes_that_show_a_newer_owner_wake_those_who_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    woken: list[tuple[str, int, bool]] = []
+
+    def served(_self: Resting, table: str, index: int, *, write: bool) -> None:
+        woken.append((table, index, write))
+
+    monkeypatch.setattr(Resting, "served", served)
+    async with ScriptedShard().running() as shard, client(shard.address) as db:
+        shard.count, shard.others = 2, [shard.address]
+        keys = [in_partition(index, of=2) for index in range(2)]
+        await db.table("orders").put(keys[0], b"1")
+        shard.epoch = 2
+        for key in keys:  # each is asked for by itself
+            routes_of(db).doubt("orders", keys.index(key))
+            await db.table("orders").put(key, b"2")
+            index = keys.index(key)
+            assert set(woken) == {("orders", index, True), ("orders", index, False)}
+            woken.clear()
+        routes_of(db).doubt("orders", 0)
+        await db.table("orders").put(keys[0], b"3")
+        assert not woken, "the same owner as before"
 
 
 async def test_a_dead_owner_is_gone_round_by_another_shard() -> None:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from fencekv.resting import AT_PACE, LAST_TRY_SECONDS, REST_SECONDS_MAX, Resting
+from fencekv.resting import ALL_AT_PACE, AT_PACE, LAST_TRY_SECONDS, REST_SECONDS_MAX, Resting
 
 FOREVER = 1e9
 PAUSE = 0.02
@@ -36,6 +36,18 @@ async def test_the_more_there_are_the_less_often_each_one_asks() -> None:
     assert min(waited[:AT_PACE]) < 2 * PAUSE, "a few keep the usual pace"
     assert waited[-1] >= 4 * PAUSE * 0.99
     assert not among
+
+
+async def test_the_more_wait_for_any_partition_the_less_often_each_one_asks() -> None:
+    among, began = resting(), time.monotonic()
+
+    async def alone(index: int) -> float:
+        await among.rest("t", index, PAUSE, FOREVER, write=True)
+        return time.monotonic() - began
+
+    waited = await asyncio.gather(*(alone(index) for index in range(4 * ALL_AT_PACE)))
+    assert min(waited[: ALL_AT_PACE // 2]) < 2 * PAUSE, "a few keep the usual pace"
+    assert waited[-1] >= 4 * PAUSE * 0.99
 
 
 async def test_an_answer_wakes_all_who_wait_for_the_same_but_not_before_the_usual_pause() -> None:

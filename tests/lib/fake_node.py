@@ -44,6 +44,9 @@ class FakePartition:
     def token(self) -> Token:
         return Token(self.epoch, self.txid)
 
+    def committed_token(self) -> Token:
+        return self.token
+
     def _next(self, *call: Any) -> asyncio.Event | None:
         self.calls.append(call)
         step = self.script.pop(0) if self.script else None

@@ -17,6 +17,7 @@ from fencekv import messages as m
 from fencekv.errors import FenceKVError
 from fencekv.frame_reader import read_message
 from fencekv.http_form import read_answer, request_form
+from fencekv.partitioning import HashPartitioning
 from fencekv.transport import Reply
 
 PUT_ANSWER = {"version": "1.0", "token": "1.1", "partition": "orders-0"}
@@ -64,6 +65,10 @@ class ScriptedShard:
         self.seen: list[Seen] = []
         self.owner_http: str | None = None  # what /v1/route names; None: itself
         self.others: list[str] = []  # owners of further partitions, as /v1/route names them
+        self.count = 1  # partitions by which keys are cut
+        self.route_keys: list[str | None] = []  # of each asking for routes: of one key's partition, or of all
+        self.answering = asyncio.Event()  # to those who ask for routes
+        self.answering.set()
         self.epoch = 1
         self.port = 0
         self.routes_asked = 0
@@ -110,8 +115,8 @@ class ScriptedShard:
         headers = {line.split(":", 1)[0].lower(): line.split(":", 1)[1].strip() for line in head[1:] if line}
         body = await reader.readexactly(int(headers.get("content-length", "0")))
         if target.startswith("/v1/route/"):
-            self.routes_asked += 1
-            self._write(writer, Answer(document=self._route()))
+            _, _, key = target.partition("?key=")
+            self._write(writer, Answer(document=await self._asked(key or None)))
             return True
         self.seen.append(Seen(method, target, headers, body))
         step = self.script.pop(0) if self.script else Answer()
@@ -146,9 +151,9 @@ class ScriptedShard:
             steps.add(asyncio.ensure_future(self._framed(message, writer)))
 
     async def _framed(self, request: m.Request, writer: asyncio.StreamWriter) -> None:
-        step: Answer | Drop | Silence = Answer(document=self._route())
+        step: Answer | Drop | Silence
         if isinstance(request, m.Route):
-            self.routes_asked += 1
+            step = Answer(document=await self._asked(request.key))
         else:
             form = request_form("sample", request)
             headers = {name.lower(): value for name, value in form.headers.items()}
@@ -163,7 +168,13 @@ class ScriptedShard:
         answer = read_answer(request, Reply(status=step.status, headers=step.headers, body=body))
         writer.write(frames.encode(answer._replace(number=request.number)))
 
-    def _route(self) -> dict[str, Any]:
+    async def _asked(self, key: str | None) -> dict[str, Any]:
+        self.routes_asked += 1
+        self.route_keys.append(key)
+        await self.answering.wait()
+        return self._route(None if key is None else HashPartitioning(self.count).partition_of(key))
+
+    def _route(self, index: int | None) -> dict[str, Any]:
         http = self.address if self.owner_http is None else self.owner_http
         entry = {
             "partition": "orders-0",
@@ -174,10 +185,11 @@ class ScriptedShard:
             "token": None,
         }
         further = [
-            {**entry, "partition": f"orders-{index}", "index": index, "http": other}
-            for index, other in enumerate(self.others, start=1)
+            {**entry, "partition": f"orders-{place}", "index": place, "http": other}
+            for place, other in enumerate(self.others, start=1)
         ]
-        return {"partitions": [entry, *further], "partitioning": {"strategy": "hash", "count": 1}}
+        named = [each for each in (entry, *further) if index is None or each["index"] == index]
+        return {"partitions": named, "partitioning": {"strategy": "hash", "count": self.count}}
 
     def _write(self, writer: asyncio.StreamWriter, answer: Answer) -> None:
         body = json.dumps(answer.document).encode()

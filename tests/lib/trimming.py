@@ -23,7 +23,8 @@ def quick_trimming(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "FOLD_PAUSE_SECONDS", 0.0)
     monkeypatch.setattr(limits, "FOLD_ENTRIES", 7)
     monkeypatch.setattr(limits, "BASE_PAGE_KEYS", 3)
-    monkeypatch.setattr(limits, "APPLY_IDLE_SECONDS", 0.05)
+    for seconds in ("APPLY_IDLE_SECONDS", "APPLY_FEW_SECONDS"):
+        monkeypatch.setattr(limits, seconds, 0.05)
     # The pages' sizes are defaults of an argument: bound when the module was read.
     monkeypatch.setitem(cast("Any", Replica.base_page).__kwdefaults__, "count_max", 3)
 
