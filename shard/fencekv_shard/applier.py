@@ -3,14 +3,16 @@
 Below `APPLY_FILL` of the overlay one waits for a quiet moment: a step holds up the rounds for its commit. Above
 it, steps and rounds take turns, so that the overlay stays within its limit.
 
-Few entries wait longer, for more to come: a step costs a commit, as each of their rounds did. Where many
-partitions are written to now and then, every second fsync would be one of these.
+Few entries wait longer, for more to come: a step costs a commit, as each of their rounds did, and where many
+partitions are written to now and then every second fsync would be such a step's. How long they wait differs by
+partition: when a shard has started, or another one died, a thousand begin to wait at once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import zlib
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -44,6 +46,8 @@ class Applier:
         self._timer: asyncio.TimerHandle | None = None
         self._seen = -1  # commit_seq when the timer was set
         self._patient = False  # the timer waits for few entries to become more
+        share = zlib.crc32(name.encode()) / (1 << 32)
+        self._few_seconds = limits.APPLY_FEW_SECONDS * (1 + share) / 2
         self._applying = False
         self._stopped = False
 
@@ -73,7 +77,7 @@ class Applier:
         if self._timer is not None:
             self._timer.cancel()
         self._seen, self._patient = self._replica().commit_seq, self._few
-        seconds = limits.APPLY_FEW_SECONDS if self._patient else limits.APPLY_IDLE_SECONDS
+        seconds = self._few_seconds if self._patient else limits.APPLY_IDLE_SECONDS
         self._timer = asyncio.get_running_loop().call_later(seconds, self._waited)
 
     def _waited(self) -> None:
