@@ -98,6 +98,7 @@ class Caller:
         self._loop = loop
         self._endpoints: Sequence[str] = ()
         self._asking: dict[tuple[str, int | None], asyncio.Task[None]] = {}  # for one partition's routes, or all
+        self._closed = False
         self._loaded_at: dict[str, float] = {}  # when the routes of a whole table were asked for anew
         self._sweep: asyncio.TimerHandle | None = None
         self._looking: dict[tuple[str, int], asyncio.Task[None]] = {}
@@ -105,6 +106,7 @@ class Caller:
 
     async def close(self) -> None:
         """Stops looking after attempts."""
+        self._closed = True
         if self._sweep is not None:
             self._sweep.cancel()
         looking = [*self._looking.values(), *self._asking.values()]
@@ -167,35 +169,55 @@ class Caller:
         """
         place = table, index
         asking = self._asking.get(place)
-        if asking is None:
+        if asking is None or asking.done():
+            if self._closed:
+                raise RuntimeError("the client is closed")
             asking = asyncio.ensure_future(self._ask_anew(table, None if index is None else key))
             self._asking[place] = asking
             asking.add_done_callback(lambda done: self._have_asked(place, done))
-        await asyncio.shield(asking)
+        try:
+            await asyncio.shield(asking)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if asking.cancelled() and task is not None and not task.cancelling():
+                raise RuntimeError("the client is closed") from None
+            raise
 
     async def _ask_anew(self, table: str, key: str | None) -> None:
+        doubts = self.routes.doubts
         if key is not None:
-            risen = self.routes.load_some(table, await self.locate(table, key=key))
+            try:
+                answer = await self.locate(table, key=key)
+            except (Invalid, TooLarge):
+                # The key of one request; the others that wait are not to blame for it.
+                await self._asked(table, None, None)
+                return
+            risen = self.routes.load_some(table, answer, doubts=doubts)
         else:
             # Of a large table they are much to ask for: while many of its partitions are in doubt, now and then.
             await asyncio.sleep(self._loaded_at.get(table, -math.inf) + ROUTES_GAP_SECONDS - self._clock())
-            answer = await self.locate(table)
+            doubts, answer = self.routes.doubts, await self.locate(table)
             self._loaded_at[table] = self._clock()
-            risen = self.routes.load(table, answer)
+            risen = self.routes.load(table, answer, doubts=doubts)
         for index in risen:
-            self._resting.served(table, index, write=True)
-            self._resting.served(table, index, write=False)
+            self._wake(table, index)
 
     def _have_asked(self, place: tuple[str, int | None], done: asyncio.Task[None]) -> None:
-        del self._asking[place]
+        if self._asking.get(place) is done:
+            del self._asking[place]
         if not done.cancelled():
             done.exception()  # for those who still wait for it
+
+    def _wake(self, table: str, index: int) -> None:
+        """A partition has a newer owner."""
+        self._resting.served(table, index, write=True)
+        self._resting.served(table, index, write=False)
 
     async def locate(self, table: str, *, key: str | None = None) -> m.Routes:
         """What some shard says of a table's partitions, or of the one of `key`.
 
         Raises:
-            Invalid: there is no such table or namespace.
+            Invalid, TooLarge: there is no such table or namespace, or it is no key.
             Unavailable: no shard answered.
         """
         last: FenceKVError | None = None
@@ -215,7 +237,7 @@ class Caller:
                 if isinstance(answer, m.Routes):
                     return answer
                 last = _error(answer)
-                if isinstance(last, Invalid):
+                if isinstance(last, Invalid | TooLarge):
                     raise last
         raise last or Unavailable(f"no shard of {self._namespace} is known")
 
@@ -317,7 +339,9 @@ class Caller:
         if request.place is not None:
             index = _index(await self.route(request.table), request.place)
             key = request.place if isinstance(request.place, str) else None
-            owner = (await self._settled(request.table, index, key)).owners.get(index)
+            routes = await self._settled(request.table, index, key)
+            index = _index(routes, request.place)  # it may be another table of this name now
+            owner = routes.owners.get(index)
             if owner is not None and self.routes.usable(owner.http, now=self._clock()):
                 return index, owner.http
         # Any shard forwards to the owner, and may know better who that is.
@@ -343,11 +367,14 @@ class Caller:
         elif isinstance(error, Conflict | Invalid | TooLarge):  # of an owner that serves
             self._resting.served(request.table, index, write=request.write)
         http, epoch = error.extra.get("http"), error.extra.get("epoch")
+        known = self.routes.epoch_of(request.table, index)
         if (
             http
             and isinstance(epoch, int)
             and self.routes.follow(request.table, index, http=str(http), epoch=epoch)
         ):
+            if epoch > known:
+                self._wake(request.table, index)
             return error
         error.extra.pop("http", None)
         if isinstance(error, NotOwner):

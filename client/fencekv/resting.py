@@ -19,6 +19,7 @@ from typing import Final
 AT_PACE: Final = 8  # so many ask a partition again at the usual pace; of more, each one less often
 ALL_AT_PACE: Final = 64  # and so many ask any
 REST_SECONDS_MAX: Final = 2.0
+ALL_REST_SECONDS_MAX: Final = 0.5  # for the sake of those who wait for other partitions
 LAST_TRY_SECONDS: Final = 0.5  # before its time is up a request asks once more
 
 
@@ -56,8 +57,8 @@ class Resting:
         place = self._places.setdefault((table, index, write), _Place())
         place.count += 1
         self._count += 1
-        crowd = max(1.0, place.count / AT_PACE, self._count / ALL_AT_PACE)
-        crowded = min(pause * crowd, max(pause, REST_SECONDS_MAX))
+        crowded = min(pause * place.count / AT_PACE, REST_SECONDS_MAX)
+        crowded = max(pause, crowded, min(pause * self._count / ALL_AT_PACE, ALL_REST_SECONDS_MAX))
         latest = max(pause, deadline - self._clock() - LAST_TRY_SECONDS)
         try:
             await asyncio.sleep(pause)

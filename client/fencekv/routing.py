@@ -32,11 +32,11 @@ class Owner:
 
 @dataclass(slots=True)
 class TableRoutes:
-    """The partitions of a table, by index. `doubted`: to be asked for anew before the next use."""
+    """The partitions of a table, by index. `doubted`: to be asked for anew before the next use, by number."""
 
     partitioning: Partitioning
     owners: dict[int, Owner]
-    doubted: set[int] = field(default_factory=set)
+    doubted: dict[int, int] = field(default_factory=dict)
 
     @property
     def one_by_one(self) -> bool:
@@ -59,21 +59,27 @@ class Routes:
     tables: dict[str, TableRoutes] = field(default_factory=dict)
     seen: dict[tuple[str, int], Seen] = field(default_factory=dict)
     avoided: dict[str, float] = field(default_factory=dict)  # address: until when
+    doubts: int = 0  # so far: an answer settles those that were there when it was asked for
 
-    def load(self, table: str, answer: m.Routes) -> list[int]:
+    def load(self, table: str, answer: m.Routes, *, doubts: int) -> list[int]:
         """Takes in a shard's answer about all partitions of a table; gives those that have a newer owner.
+
+        `doubts`: as they were when it was asked for.
 
         Raises:
             Unavailable: it cannot be read.
         """
-        before = self.tables.get(table)
-        routes = TableRoutes(_partitioning(table, answer), {})
-        risen = [at.place for at in answer.partitions if self._take(table, routes, at, before)]
+        routes, before = TableRoutes(_partitioning(table, answer), {}), self.tables.get(table)
+        if before is not None and before.partitioning == routes.partitioning:
+            routes.owners.update(before.owners)
+            routes.doubted.update(before.doubted)
         self.tables[table] = routes
-        return risen
+        return self._take(table, routes, answer, doubts)
 
-    def load_some(self, table: str, answer: m.Routes) -> list[int]:
+    def load_some(self, table: str, answer: m.Routes, *, doubts: int) -> list[int]:
         """Takes in a shard's answer about some partitions of a table; gives those that have a newer owner.
+
+        `doubts`: as they were when it was asked for.
 
         Raises:
             Unavailable: it cannot be read.
@@ -84,20 +90,27 @@ class Routes:
         if _partitioning(table, answer) != routes.partitioning:
             del self.tables[table]  # it is another table of this name
             return []
-        return [at.place for at in answer.partitions if self._take(table, routes, at, routes)]
+        return self._take(table, routes, answer, doubts)
 
-    def _take(self, table: str, routes: TableRoutes, at: m.Located, before: TableRoutes | None) -> bool:
-        """Takes in a partition's owner; whether it is a newer one than `before` shows."""
-        index = at.place
-        known = before.owners.get(index) if before else None
-        risen = known is not None and at.epoch > known.epoch
-        if risen:
-            # It owns something since it was avoided: it lives.
-            self.avoided.pop(at.http, None)
-        # A shard that is behind must not take us back to an owner that we saw deposed.
-        http = at.http if at.epoch >= self.of(table, index).epoch else ""
-        routes.owners[index] = Owner(at.partition, at.epoch, http)
-        routes.doubted.discard(index)
+    def _take(self, table: str, routes: TableRoutes, answer: m.Routes, doubts: int) -> list[int]:
+        risen: list[int] = []
+        for at in answer.partitions:
+            index, known = at.place, routes.owners.get(at.place)
+            was_doubted = index in routes.doubted
+            if routes.doubted.get(index, doubts) <= doubts:
+                routes.doubted.pop(index, None)
+            if known is not None and at.epoch > known.epoch:
+                risen.append(index)
+                # It owns something since it was avoided: it lives.
+                self.avoided.pop(at.http, None)
+            if known is not None and at.epoch < known.epoch:
+                # A shard that is behind, or an answer that another one overtook.
+                if was_doubted:
+                    routes.owners[index] = replace(known, http="")
+                continue
+            # Nor must it take us back to an owner that we saw deposed.
+            http = at.http if at.epoch >= self.of(table, index).epoch else ""
+            routes.owners[index] = Owner(at.partition, at.epoch, http)
         return risen
 
     def of(self, table: str, index: int) -> Seen:
@@ -120,7 +133,7 @@ class Routes:
         seen.epoch = max(seen.epoch, epoch or 0)
         routes = self.tables.get(table)
         if routes and index in routes.owners and routes.owners[index].epoch < seen.epoch:
-            routes.doubted.add(index)
+            self.doubt(table, index)
 
     def addresses(self) -> set[str]:
         """The addresses of all owners that are known."""
@@ -147,13 +160,14 @@ class Routes:
         if routes and index in routes.owners:
             routes.owners[index] = replace(routes.owners[index], http=http, epoch=epoch)
             # Whoever we would ask for all routes may not know yet what we were just told.
-            routes.doubted.discard(index)
+            routes.doubted.pop(index, None)
         return True
 
     def doubt(self, table: str, index: int) -> None:
         """Has a partition's owner asked for anew."""
         if table in self.tables:
-            self.tables[table].doubted.add(index)
+            self.doubts += 1
+            self.tables[table].doubted[index] = self.doubts
 
     def avoid(self, address: str, *, now: float) -> None:
         """Notes that an address could not be reached."""

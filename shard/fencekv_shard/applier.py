@@ -58,8 +58,8 @@ class Applier:
             return
         if replica.overlay_fill >= limits.APPLY_FILL:
             self._begin(everything=False)
-        elif self._timer is None or (self._patient and not self._few):
-            self._wait()
+        else:
+            self._wait_if_need_be()
 
     def stop(self) -> None:
         """Begins no further step."""
@@ -73,10 +73,14 @@ class Applier:
         waiting = replica.commit_seq - replica.applied_seq
         return waiting <= limits.APPLY_FEW_ENTRIES and replica.overlay_bytes <= limits.APPLY_FEW_BYTES
 
-    def _wait(self) -> None:
+    def _wait_if_need_be(self) -> None:
+        if self._timer is None or (self._patient and not self._few):
+            self._wait(patient=self._few)
+
+    def _wait(self, *, patient: bool) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._seen, self._patient = self._replica().commit_seq, self._few
+        self._seen, self._patient = self._replica().commit_seq, patient
         seconds = self._few_seconds if self._patient else limits.APPLY_IDLE_SECONDS
         self._timer = asyncio.get_running_loop().call_later(seconds, self._waited)
 
@@ -87,23 +91,29 @@ class Applier:
         if self._patient or self._replica().commit_seq == self._seen:
             self._begin(everything=True)
         else:
-            self._wait()  # not quiet yet
+            self._wait(patient=False)  # not quiet yet
 
     def _begin(self, *, everything: bool) -> None:
         self._applying = True
         self._spawn(self._apply(everything=everything))
 
     async def _apply(self, *, everything: bool) -> None:
+        failed = False
         try:
             while not self._stopped and (everything or self._replica().overlay_fill >= limits.APPLY_FILL):
                 if await self._replica().apply_step() == 0:
                     break
         except (DiskFull, Closed) as error:
             logger.warning("%s: not applied: %s", self._name, error)
+            failed = True
         except CommitFailed as error:
             self._on_fatal(error)
         finally:
             self._applying = False
         self._on_applied()
-        if not self._stopped and self._timer is None and self._replica().needs_apply:
-            self._wait()
+        if self._stopped or not self._replica().needs_apply:
+            return
+        if failed:
+            self._wait(patient=False)
+        else:
+            self._wait_if_need_be()

@@ -36,7 +36,7 @@ APPLY_WRITES: Final = 400  # keys that one step touches, unless a single entry h
 APPLY_FILL: Final = 0.5  # of the overlay: above it one applies beside the rounds, below it when there are none
 APPLY_IDLE_SECONDS: Final = 0.5  # after the last round
 APPLY_FEW_ENTRIES: Final = 32  # no more than this
-APPLY_FEW_BYTES: Final = 64 << 10  # and this in the overlay wait for others to come
+APPLY_FEW_BYTES: Final = 16 << 10  # and this in the overlay wait for others to come
 APPLY_FEW_SECONDS: Final = 20.0  # and are applied after this long at the latest
 
 FOLD_ENTRIES: Final = 256  # folded, or trimmed, in one step: rounds wait for its commit, a few milliseconds
@@ -78,6 +78,7 @@ STANDBY_TIMEOUT_SECONDS: Final = 1.0  # a counted standby silent this long is as
 STANDBY_STALL_SECONDS: Final = 3.0  # and one that answers, but has confirmed nothing more for this long
 LEASE_READS_MAX: Final = 8  # of all partitions at the API server at a time; session and watches come beside
 LEASE_WRITES_MAX: Final = 2
+LEASE_RELEASES_MAX: Final = 4
 ALONE_SECONDS: Final = 2.0  # an owner below minInSync this long says so on its partition Lease
 DRAIN_SECONDS: Final = 20.0  # for all planned moves at SIGTERM
 SUCCESSION_SECONDS_MAX: Final = 3.0  # of it: how long a shard that moved a partition away waits for its new owner

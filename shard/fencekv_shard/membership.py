@@ -109,7 +109,7 @@ class Membership:
             while not self.seen.is_released:
                 body = leases.released_partition(self._lease, epoch=self._engine.epoch, seq=seq, target=target)
                 try:
-                    if not await self._swap(body):
+                    if not await self._swap(body, releases=True):
                         await asyncio.sleep(RETRY_SECONDS)
                 except NotOurs:
                     return
@@ -127,7 +127,9 @@ class Membership:
         engine.relax(seq=seq, standbys=standbys)
         engine.standbys_in_set = len(standbys)
 
-    async def _swap(self, body: dict[str, Any], *, wanted: Callable[[], bool] = lambda: True) -> bool:
+    async def _swap(
+        self, body: dict[str, Any], *, wanted: Callable[[], bool] = lambda: True, releases: bool = False
+    ) -> bool:
         """One CAS. False: it did not succeed, or nobody knows; then `seen` shows what a fresh read gave.
 
         Or it was not `wanted` any more, and nothing was sent.
@@ -136,7 +138,9 @@ class Membership:
             NotOurs: a read shows another owner, or no Lease.
         """
         try:
-            written = await self._kube.replace(LEASES, self._namespace, body, timeout=CAS_SECONDS, wanted=wanted)
+            written = await self._kube.replace(
+                LEASES, self._namespace, body, timeout=CAS_SECONDS, wanted=wanted, releases=releases
+            )
             self._adopt(written)
             self.unclear = False
             return True

@@ -5,8 +5,9 @@ would hold each connection for longer than a request may take, and the renewal o
 late, would wait behind them: one dead pod would cost the others their leases.
 
 Invariants:
-  * At most `LEASE_READS_MAX` reads and `LEASE_WRITES_MAX` writes of partitions are under way; the session's never
-    wait for them, nor do reads for writes: who opens a partition that nobody serves reads.
+  * At most `LEASE_READS_MAX` reads, `LEASE_WRITES_MAX` writes and `LEASE_RELEASES_MAX` releases of partitions are
+    under way; the session's never wait for them. Nor do reads or releases for other writes: a partition that is
+    being opened or given away is served by nobody.
   * A request's time begins with its turn, and a write that its turn finds needless is not sent: who was missing
     when it was asked for may be back.
 """
@@ -50,6 +51,7 @@ class Turns:
         self, kube: LeaseKube, *, reads: int = limits.LEASE_READS_MAX, writes: int = limits.LEASE_WRITES_MAX
     ) -> None:
         self._kube, self._reads, self._writes = kube, asyncio.Semaphore(reads), asyncio.Semaphore(writes)
+        self._releases = asyncio.Semaphore(limits.LEASE_RELEASES_MAX)
 
     async def get(
         self, resource: Resource, namespace: str | None, name: str, *, timeout: float = REQUEST_SECONDS
@@ -66,13 +68,14 @@ class Turns:
         *,
         timeout: float = REQUEST_SECONDS,
         wanted: Callable[[], bool] = lambda: True,
+        releases: bool = False,
     ) -> Object:
-        """PUT, as a compare-and-swap.
+        """PUT, as a compare-and-swap. `releases`: what it writes is the end of an epoch.
 
         Raises:
             NotWanted: it was not `wanted` any more when its turn came; nothing was sent.
         """
-        async with self._writes:
+        async with self._releases if releases else self._writes:
             if not wanted():
                 raise NotWanted
             return await self._kube.replace(resource, namespace, body, timeout=timeout)

@@ -11,6 +11,7 @@ import pytest
 from fake_node import FakeNode, serving
 from scripted_shard import Answer, Drop, ScriptedShard, Silence, closed_port
 
+from fencekv import messages as m
 from fencekv.caller import Settings
 from fencekv.client import FenceKV
 from fencekv.errors import Conflict, Exhausted, Fenced, Invalid, Lost, NotOwner, Unavailable, Unknown
@@ -18,7 +19,7 @@ from fencekv.operations import Delete, Get, Put, at_version, exists, has_value
 from fencekv.partitioning import HashPartitioning, RangePartitioning
 from fencekv.resting import Resting
 from fencekv.results import DeleteDone, GetDone, PutDone
-from fencekv.routing import DOUBTS_ONE_BY_ONE_MAX, Routes
+from fencekv.routing import DOUBTS_ONE_BY_ONE_MAX, Owner, Routes
 from fencekv.token import Token, Version
 
 UNKEYED = Settings(timeout_seconds=2, idempotency=False)
@@ -352,6 +353,53 @@ async def test_of_many_partitions_in_doubt_all_are_asked_for_at_once(doubts: int
         assert sorted(map(str, shard.route_keys[1:])) == (
             sorted(keys) if doubts == DOUBTS_ONE_BY_ONE_MAX else ["None"]
         )
+
+
+async def test_the_bad_key_of_one_request_is_not_the_error_of_another() -> None:
+    """Both wait for the same partition's routes, and the bad one asks for them."""
+    async with ScriptedShard().running() as shard, client(shard.address) as db:
+        table = db.table("orders")
+        await table.put("good", b"1")
+        shard.refused_keys = {"bad"}
+        routes_of(db).doubt("orders", 0)
+        done = await asyncio.gather(table.put("bad", b"1"), table.put("good", b"2"))
+        assert [each.version for each in done] == [Version(1, 0)] * 2
+        assert shard.route_keys == [None, "bad", None]
+
+
+async def test_an_answer_that_another_one_overtook_takes_nobody_back() -> None:
+    routes = Routes()
+
+    def answer(epoch: int, http: str) -> m.Routes:
+        located = m.Located("orders-0", 0, epoch, "x", http, None)
+        return m.Routes(0, "", None, 0, {"strategy": "hash", "count": 1}, [located])
+
+    routes.load("orders", answer(1, "a:1"), doubts=0)
+    routes.doubt("orders", 0)
+    asked = routes.doubts
+    assert routes.load_some("orders", answer(2, "b:1"), doubts=asked) == [0]
+    assert routes.load("orders", answer(1, "a:1"), doubts=asked) == []
+    assert routes.tables["orders"].owners[0] == Owner("orders-0", 2, "b:1")
+    routes.doubt("orders", 0)
+    routes.load("orders", answer(2, "b:1"), doubts=asked)
+    assert 0 in routes.tables["orders"].doubted, "it is younger than the question"
+    routes.load("orders", answer(1, "a:1"), doubts=routes.doubts)
+    assert routes.tables["orders"].owners[0] == Owner("orders-0", 2, ""), "any shard may know"
+    assert not routes.tables["orders"].doubted
+
+
+async def test_a_client_that_is_closed_ends_what_waits_for_routes_by_an_error() -> None:
+    async with ScriptedShard().running() as shard, client(shard.address) as db:
+        await db.table("orders").put("k", b"1")
+        shard.answering.clear()
+        routes_of(db).doubt("orders", 0)
+        waiting = asyncio.ensure_future(db.table("orders").put("k", b"2"))
+        async with asyncio.timeout(5):
+            while shard.routes_asked < 2:
+                await asyncio.sleep(0.01)
+        await db.close()
+        with pytest.raises(RuntimeError, match="closed"):
+            await asyncio.wait_for(waiting, 5)
 
 
 async def test_routes_that_show_a_newer_owner_wake_those_who_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from fencekv import frames
 from fencekv import messages as m
-from fencekv.errors import FenceKVError
+from fencekv.errors import FenceKVError, TooLarge
 from fencekv.frame_reader import read_message
 from fencekv.http_form import read_answer, request_form
 from fencekv.partitioning import HashPartitioning
@@ -67,6 +67,7 @@ class ScriptedShard:
         self.others: list[str] = []  # owners of further partitions, as /v1/route names them
         self.count = 1  # partitions by which keys are cut
         self.route_keys: list[str | None] = []  # of each asking for routes: of one key's partition, or of all
+        self.refused_keys: set[str] = set()  # by those who ask for routes
         self.answering = asyncio.Event()  # to those who ask for routes
         self.answering.set()
         self.epoch = 1
@@ -116,7 +117,7 @@ class ScriptedShard:
         body = await reader.readexactly(int(headers.get("content-length", "0")))
         if target.startswith("/v1/route/"):
             _, _, key = target.partition("?key=")
-            self._write(writer, Answer(document=await self._asked(key or None)))
+            self._write(writer, await self._asked(key or None))
             return True
         self.seen.append(Seen(method, target, headers, body))
         step = self.script.pop(0) if self.script else Answer()
@@ -153,7 +154,7 @@ class ScriptedShard:
     async def _framed(self, request: m.Request, writer: asyncio.StreamWriter) -> None:
         step: Answer | Drop | Silence
         if isinstance(request, m.Route):
-            step = Answer(document=await self._asked(request.key))
+            step = await self._asked(request.key)
         else:
             form = request_form("sample", request)
             headers = {name.lower(): value for name, value in form.headers.items()}
@@ -168,11 +169,15 @@ class ScriptedShard:
         answer = read_answer(request, Reply(status=step.status, headers=step.headers, body=body))
         writer.write(frames.encode(answer._replace(number=request.number)))
 
-    async def _asked(self, key: str | None) -> dict[str, Any]:
+    async def _asked(self, key: str | None) -> Answer:
         self.routes_asked += 1
         self.route_keys.append(key)
         await self.answering.wait()
-        return self._route(None if key is None else HashPartitioning(self.count).partition_of(key))
+        if key in self.refused_keys:
+            return Answer.of(TooLarge("key: too long"))
+        return Answer(
+            document=self._route(None if key is None else HashPartitioning(self.count).partition_of(key))
+        )
 
     def _route(self, index: int | None) -> dict[str, Any]:
         http = self.address if self.owner_http is None else self.owner_http

@@ -82,6 +82,18 @@ async def test_reads_do_not_wait_for_writes() -> None:
     await asyncio.gather(*asked)
 
 
+async def test_a_release_does_not_wait_for_other_writes() -> None:
+    slow = Slow()
+    turns = Turns(slow, writes=1)
+    asked = [asyncio.create_task(turns.replace(LEASES, "default", {"name": name})) for name in "ab"]
+    asked.append(asyncio.create_task(turns.replace(LEASES, "default", {"name": "c"}, releases=True)))
+    await settled()
+    assert slow.under_way == ["a", "c"]
+    for name in "abc":
+        slow.answers.setdefault(name, asyncio.Event()).set()
+    await asyncio.gather(*asked)
+
+
 async def test_what_its_turn_finds_needless_is_not_sent() -> None:
     slow = Slow()
     turns = Turns(slow, writes=1)
