@@ -62,6 +62,11 @@ class Request(NamedTuple):
     write: bool = False
     slow: bool = False  # an attempt may take the whole timeout
 
+    @property
+    def key(self) -> str | None:
+        """By which its partition can be asked for; None: it is about no single key."""
+        return self.place if isinstance(self.place, str) else None
+
 
 class _Failed(NamedTuple):
     """An attempt without an answer that ends the request, and a sentence about it."""
@@ -172,7 +177,8 @@ class Caller:
         if asking is None or asking.done():
             if self._closed:
                 raise RuntimeError("the client is closed")
-            asking = asyncio.ensure_future(self._ask_anew(table, None if index is None else key))
+            work = self._ask_for_all(table) if index is None or key is None else self._ask_for_one(table, key)
+            asking = asyncio.ensure_future(work)
             self._asking[place] = asking
             asking.add_done_callback(lambda done: self._have_asked(place, done))
         try:
@@ -183,23 +189,23 @@ class Caller:
                 raise RuntimeError("the client is closed") from None
             raise
 
-    async def _ask_anew(self, table: str, key: str | None) -> None:
+    async def _ask_for_one(self, table: str, key: str) -> None:
         doubts = self.routes.doubts
-        if key is not None:
-            try:
-                answer = await self.locate(table, key=key)
-            except (Invalid, TooLarge):
-                # The key of one request; the others that wait are not to blame for it.
-                await self._asked(table, None, None)
-                return
-            risen = self.routes.load_some(table, answer, doubts=doubts)
-        else:
-            # Of a large table they are much to ask for: while many of its partitions are in doubt, now and then.
-            await asyncio.sleep(self._loaded_at.get(table, -math.inf) + ROUTES_GAP_SECONDS - self._clock())
-            doubts, answer = self.routes.doubts, await self.locate(table)
-            self._loaded_at[table] = self._clock()
-            risen = self.routes.load(table, answer, doubts=doubts)
-        for index in risen:
+        try:
+            answer = await self.locate(table, key=key)
+        except (Invalid, TooLarge):
+            # The key of one request; the others that wait are not to blame for it.
+            await self._asked(table, None, None)
+            return
+        for index in self.routes.load_some(table, answer, doubts=doubts):
+            self._wake(table, index)
+
+    async def _ask_for_all(self, table: str) -> None:
+        # Of a large table they are much to ask for: while many of its partitions are in doubt, now and then.
+        await asyncio.sleep(self._loaded_at.get(table, -math.inf) + ROUTES_GAP_SECONDS - self._clock())
+        doubts, answer = self.routes.doubts, await self.locate(table)
+        self._loaded_at[table] = self._clock()
+        for index in self.routes.load(table, answer, doubts=doubts):
             self._wake(table, index)
 
     def _have_asked(self, place: tuple[str, int | None], done: asyncio.Task[None]) -> None:
@@ -259,7 +265,7 @@ class Caller:
             if index is not None and repeatable and not request.slow:
                 attempt.watch_at = sent + WATCH_SECONDS
                 attempt.place = (request.table, index)
-                attempt.key = request.place if isinstance(request.place, str) else None
+                attempt.key = request.key
                 attempt.epoch = self.routes.epoch_of(request.table, index)
             answer = await attempt.future
         except asyncio.CancelledError:
@@ -338,8 +344,7 @@ class Caller:
         index: int | None = None
         if request.place is not None:
             index = _index(await self.route(request.table), request.place)
-            key = request.place if isinstance(request.place, str) else None
-            routes = await self._settled(request.table, index, key)
+            routes = await self._settled(request.table, index, request.key)
             index = _index(routes, request.place)  # it may be another table of this name now
             owner = routes.owners.get(index)
             if owner is not None and self.routes.usable(owner.http, now=self._clock()):

@@ -69,11 +69,9 @@ class Routes:
         Raises:
             Unavailable: it cannot be read.
         """
-        routes, before = TableRoutes(_partitioning(table, answer), {}), self.tables.get(table)
-        if before is not None and before.partitioning == routes.partitioning:
-            routes.owners.update(before.owners)
-            routes.doubted.update(before.doubted)
-        self.tables[table] = routes
+        partitioning, routes = _partitioning(table, answer), self.tables.get(table)
+        if routes is None or routes.partitioning != partitioning:
+            routes = self.tables[table] = TableRoutes(partitioning, {})
         return self._take(table, routes, answer, doubts)
 
     def load_some(self, table: str, answer: m.Routes, *, doubts: int) -> list[int]:

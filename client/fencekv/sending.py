@@ -40,7 +40,7 @@ class Attempt(ABC):
         self.give_up_at = math.inf
         self.watch_at = math.inf  # from then on, somebody looks whether its partition has a new owner
         self.place: tuple[str, int] | None = None  # table and partition; None: about no single one
-        self.key: str | None = None  # by which its partition can be asked for; None: it is about no single key
+        self.key: str | None = None  # one of that partition; None: it is about no single one
         self.epoch = 0  # the highest that was known of the partition when it was sent
 
     @abstractmethod

@@ -132,12 +132,12 @@ def _json(document: Document) -> str:
     members: list[str] = []
     for name, member in document.items():
         if type(member) is not str:
-            return _JSON.encode(wire.json_form(document))
+            return JSON.encode(wire.json_form(document))
         members.append(f"{quoted(name)}:{quoted(member)}")
     return f"{{{','.join(members)}}}"  # most answers to writes: an encoder would take longer to be made
 
 
-_JSON: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+JSON: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _METHOD_NOT_ALLOWED: Final = 405
 _REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
 

@@ -6,7 +6,6 @@ Invariants:
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Awaitable, Callable
 from email.utils import formatdate
@@ -16,7 +15,7 @@ from fencekv.errors import FenceKVError, NotFound, NotOwner
 from fencekv_shard.api import Node
 from fencekv_shard.forward import Forwarder
 from fencekv_shard.frame_exchange import Exchange
-from fencekv_shard.http_answers import HttpAnswer, problem
+from fencekv_shard.http_answers import JSON, HttpAnswer, problem
 from fencekv_shard.http_requests import Matched, parse_chain, parse_release
 from fencekv_shard.openapi import document as openapi_document
 
@@ -78,7 +77,7 @@ class HttpExchange:
 
     def _report(self) -> HttpAnswer:
         # Of a thousand replicas it is long, and holds no values, which other documents are searched for.
-        body = json.dumps(self._node.report(), separators=(",", ":")).encode()
+        body = JSON.encode(self._node.report()).encode()
         return HttpAnswer(status=200, body=body, content_type=wire.JSON)
 
     def _metrics(self) -> HttpAnswer:

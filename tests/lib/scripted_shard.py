@@ -72,10 +72,13 @@ class ScriptedShard:
         self.answering.set()
         self.epoch = 1
         self.port = 0
-        self.routes_asked = 0
         self.messages: list[m.ClientMessage] = []  # all that came in frames
         self.welcome: m.ShardMessage = m.Welcome(m.VERSION, "sample-0", m.Limits())
         self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def routes_asked(self) -> int:
+        return len(self.route_keys)
 
     @property
     def address(self) -> str:
@@ -170,16 +173,13 @@ class ScriptedShard:
         writer.write(frames.encode(answer._replace(number=request.number)))
 
     async def _asked(self, key: str | None) -> Answer:
-        self.routes_asked += 1
         self.route_keys.append(key)
         await self.answering.wait()
         if key in self.refused_keys:
             return Answer.of(TooLarge("key: too long"))
-        return Answer(
-            document=self._route(None if key is None else HashPartitioning(self.count).partition_of(key))
-        )
+        return Answer(document=self._route(key))
 
-    def _route(self, index: int | None) -> dict[str, Any]:
+    def _route(self, key: str | None) -> dict[str, Any]:
         http = self.address if self.owner_http is None else self.owner_http
         entry = {
             "partition": "orders-0",
@@ -193,7 +193,8 @@ class ScriptedShard:
             {**entry, "partition": f"orders-{place}", "index": place, "http": other}
             for place, other in enumerate(self.others, start=1)
         ]
-        named = [each for each in (entry, *further) if index is None or each["index"] == index]
+        index = None if key is None else HashPartitioning(self.count).partition_of(key)
+        named = [each for each in (entry, *further) if key is None or each["index"] == index]
         return {"partitions": named, "partitioning": {"strategy": "hash", "count": self.count}}
 
     def _write(self, writer: asyncio.StreamWriter, answer: Answer) -> None:

@@ -261,6 +261,7 @@ async def test_a_standby_whose_session_is_over_is_asked_out_at_once(tmp_path: Pa
     w.owned.detach(C, w.feeds[C])
     w.owned.session_ended(C)
     await settle(lambda: w.membership.members == (w.bench.engine.member, B))
+    assert (await w.lease()).in_sync == (w.bench.engine.member, B)
 
 
 async def test_who_is_back_before_its_leaving_is_written_stays(tmp_path: Path) -> None:

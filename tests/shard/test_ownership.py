@@ -451,6 +451,7 @@ async def test_sigterm_while_an_epoch_is_opened_ends_cleanly(trio: Trio) -> None
     await until(lambda: held(trio, "sample-0", uid).fence.role is Role.GRANTED)
     await asyncio.wait_for(trio.shards["sample-0"].node.drain(), 5)
     await asyncio.wait_for(trio.stop("sample-0", release=True), 5)
+    assert "sample-0" not in trio.shards
 
 
 # -- grants that cannot be taken, records that change under an owner
