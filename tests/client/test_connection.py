@@ -471,9 +471,11 @@ async def test_more_requests_than_may_wait_are_exhausted_at_once(
     monkeypatch.setattr("fencekv.connection.ROOM_WAITING_MAX", 2)
     shard.welcome = m.Welcome(m.VERSION, "sample-0", m.Limits(in_flight=1))
     shard.answers = lambda request: owned_by(shard, request) if isinstance(request, m.Route) else None
-    async with client(shard, settings=Settings(timeout_seconds=0.3)) as db:
+    async with client(shard, settings=Settings(timeout_seconds=1.0)) as db:
         await db.table("orders").route()
-        puts = (db.table("orders").put(f"k{n}", b"v") for n in range(5))
+        puts = [asyncio.ensure_future(db.table("orders").put(f"k{n}", b"v")) for n in range(5)]
+        await asyncio.wait(puts, return_when=asyncio.FIRST_COMPLETED)
+        assert not any(put.done() for put in puts[:3])
         outcomes = await asyncio.gather(*puts, return_exceptions=True)
     assert [type(one) for one in outcomes] == [Unknown, Unavailable, Unavailable, Exhausted, Exhausted]
 

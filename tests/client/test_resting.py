@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 import pytest
+from simulation.loop import in_virtual_time
 
 from fencekv.resting import ALL_AT_PACE, AT_PACE, LAST_TRY_SECONDS, REST_SECONDS_MAX, Resting
 
@@ -19,9 +19,9 @@ def resting() -> Resting:
 
 
 async def rested(among: Resting, *, table: str = "t", write: bool = True, deadline: float = FOREVER) -> float:
-    began = time.monotonic()
+    began = asyncio.get_running_loop().time()
     await among.rest(table, 0, PAUSE, deadline, write=write)
-    return time.monotonic() - began
+    return asyncio.get_running_loop().time() - began
 
 
 def crowd(
@@ -30,6 +30,7 @@ def crowd(
     return [asyncio.ensure_future(rested(among, table=table, write=write)) for _ in range(count)]
 
 
+@in_virtual_time
 async def test_the_more_there_are_the_less_often_each_one_asks() -> None:
     among = resting()
     waited = await asyncio.gather(*crowd(among, 4 * AT_PACE))
@@ -38,18 +39,20 @@ async def test_the_more_there_are_the_less_often_each_one_asks() -> None:
     assert not among
 
 
+@in_virtual_time
 async def test_the_more_wait_for_any_partition_the_less_often_each_one_asks() -> None:
-    among, began = resting(), time.monotonic()
+    among, began = resting(), asyncio.get_running_loop().time()
 
     async def alone(index: int) -> float:
         await among.rest("t", index, PAUSE, FOREVER, write=True)
-        return time.monotonic() - began
+        return asyncio.get_running_loop().time() - began
 
     waited = await asyncio.gather(*(alone(index) for index in range(4 * ALL_AT_PACE)))
     assert min(waited[: ALL_AT_PACE // 2]) < 2 * PAUSE, "a few keep the usual pace"
     assert waited[-1] >= 4 * PAUSE * 0.99
 
 
+@in_virtual_time
 async def test_an_answer_wakes_all_who_wait_for_the_same_but_not_before_the_usual_pause() -> None:
     among = resting()
     waiting, readers, others = crowd(among), crowd(among, write=False), crowd(among, table="other")
@@ -66,6 +69,7 @@ async def test_an_answer_wakes_all_who_wait_for_the_same_but_not_before_the_usua
     assert not among
 
 
+@in_virtual_time
 async def test_one_that_comes_after_the_answer_waits_for_the_next_one() -> None:
     among = resting()
     first = crowd(among)
@@ -79,6 +83,7 @@ async def test_one_that_comes_after_the_answer_waits_for_the_next_one() -> None:
 
 
 @pytest.mark.parametrize(("left", "seconds"), [(LAST_TRY_SECONDS + 0.1, 0.1), (LAST_TRY_SECONDS / 2, PAUSE)])
+@in_virtual_time
 async def test_a_request_asks_once_more_before_its_time_is_up(left: float, seconds: float) -> None:
     among = resting()
     others = crowd(among)
@@ -90,12 +95,14 @@ async def test_a_request_asks_once_more_before_its_time_is_up(left: float, secon
     await asyncio.gather(*others)
 
 
+@in_virtual_time
 async def test_nobody_is_waited_for_where_no_partition_was_asked() -> None:
     among = resting()
     await asyncio.wait_for(among.rest("t", None, 0.0, FOREVER, write=True), 5)
     assert not among
 
 
+@in_virtual_time
 async def test_whoever_gives_up_is_not_counted_any_more() -> None:
     among = resting()
     [waiting] = crowd(among, 1)

@@ -18,6 +18,7 @@ import click
 
 from fencekv.cli.output import print_json, print_table
 from fencekv.cli.run import DONE, UNAVAILABLE, client_options
+from fencekv.clock import SystemClock
 from fencekv.errors import FenceKVError
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Puts:
-    """The tasks of a run, and what they saw. Times are the loop's."""
+    """The tasks of a run, and what they saw. Times are of `clock`."""
 
     def __init__(self, table: Table, *, keys: int, value: bytes, clock: Callable[[], float]) -> None:
         self._table, self._keys, self._value, self._clock = table, keys, value, clock
@@ -33,6 +34,11 @@ class Puts:
         self.opens = self.closes = 0.0
         self.seconds: list[float] = []
         self.errors: Counter[str] = Counter()
+
+    def opens_in(self, warmup: float, *, seconds: float) -> None:
+        """Sets the window: it opens after `warmup` seconds from now."""
+        self.opens = self._clock() + warmup
+        self.closes = self.opens + seconds
 
     async def task(self) -> None:
         """Puts in a closed loop until the window has closed."""
@@ -76,7 +82,7 @@ def bench(
 
     async def act(client: FenceKV) -> int:
         value = bytes(number * 7 % 256 for number in range(value_bytes))
-        puts = Puts(client.table(table), keys=keys, value=value, clock=asyncio.get_running_loop().time)
+        puts = Puts(client.table(table), keys=keys, value=value, clock=SystemClock().now)
         cpu_seconds = await _measured(puts, tasks=tasks, seconds=seconds, warmup=warmup)
         found = document(puts, seconds=seconds, cpu_seconds=cpu_seconds)
         if output == "json":
@@ -92,9 +98,7 @@ def bench(
 
 async def _measured(puts: Puts, *, tasks: int, seconds: float, warmup: float) -> float:
     """Runs the tasks; gives the processor time that this process took in the window."""
-    clock = asyncio.get_running_loop().time
-    puts.opens = clock() + warmup
-    puts.closes = puts.opens + seconds
+    puts.opens_in(warmup, seconds=seconds)
     running = asyncio.gather(*(puts.task() for _ in range(tasks)))
     await asyncio.sleep(warmup)
     before = _cpu_seconds()

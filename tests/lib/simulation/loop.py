@@ -18,16 +18,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import functools
 import gc
 import heapq
 import random
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, Final, NoReturn, ParamSpec, TypeVar
 
 from fencekv_shard.store import CommitFailed
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 START_SECONDS: Final = 1_000.0
@@ -370,6 +372,16 @@ def _close(task: _Task, context: contextvars.Context) -> None:
 
 async def _finish(agen: AsyncGenerator[Any, Any]) -> None:
     await agen.aclose()
+
+
+def in_virtual_time(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """Of a test that waits, one that takes no time and sees exact ones: for code that lives on a loop alone."""
+
+    @functools.wraps(test)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        SimulationLoop(1).run(test(*args, **kwargs))
+
+    return run
 
 
 @contextlib.contextmanager
