@@ -29,6 +29,7 @@ class Load:
     owners: dict[str, int] = field(default_factory=dict)
     replicas: dict[str, int] = field(default_factory=dict)
     pairs: dict[tuple[str, str], int] = field(default_factory=dict)  # by owner and standby
+    heirs: dict[tuple[str, str], int] = field(default_factory=dict)  # by owner and first standby
 
     @classmethod
     def of(cls, placements: Iterable[Sequence[str]]) -> Load:
@@ -47,6 +48,8 @@ class Load:
             else:
                 pair = (placement[0], pod)
                 self.pairs[pair] = self.pairs.get(pair, 0) + 1
+                if position == 1:
+                    self.heirs[pair] = self.heirs.get(pair, 0) + 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,8 +174,8 @@ def _liked(place: Place, rules: Rules) -> tuple[int, int]:
 
 def _next(chosen: Sequence[Place], free: Sequence[Place], placed: Placed, ground: Ground, load: Load) -> Place:
     """The best further pod. What counts, in this order: what is preferred, what stands, another zone, another
-    node, the least loaded, the rarest with this owner, the next. A lost owner's partitions should not all fall to
-    the same standby.
+    node, the least loaded, the rarest with this owner, the rarest as its heir, the next. A lost owner's partitions
+    should not all fall to the same standby: of those that hold all the same, the first placed takes over.
     """
     zones = {place.zone for place in chosen if place.zone} if ground.rules.zones is not Spread.IGNORED else set()
     nodes = {place.node for place in chosen if place.node} if ground.rules.nodes is not Spread.IGNORED else set()
@@ -189,7 +192,7 @@ def _next(chosen: Sequence[Place], free: Sequence[Place], placed: Placed, ground
 
     def cost(place: Place) -> tuple[object, ...]:
         pod = place.pod
-        paired = load.pairs.get((chosen[0].pod, pod), 0) if chosen else 0
+        pair = (chosen[0].pod, pod) if chosen else ("", pod)
         circle = (order[pod] - start - 1) % len(order)
         return (
             *_liked(place, ground.rules),
@@ -198,7 +201,8 @@ def _next(chosen: Sequence[Place], free: Sequence[Place], placed: Placed, ground
             place.node in nodes,
             counts.get(pod, 0),
             load.replicas.get(pod, 0),
-            paired,
+            load.pairs.get(pair, 0),
+            load.heirs.get(pair, 0) if len(chosen) == 1 else 0,
             circle,
         )
 

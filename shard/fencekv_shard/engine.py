@@ -156,6 +156,11 @@ class Engine:
         """Whether a request is unanswered, or a round is being written."""
         return not self._pipeline.idle or any(self._pending.values())
 
+    @property
+    def unsettled(self) -> bool:
+        """Whether somebody waits for a round or for standbys: a request, or an epoch that is being opened."""
+        return self.busy or self.replica.commit_seq < self.replica.last.seq
+
     async def wait_committed(self, seq: int) -> None:
         """Waits until commit_seq >= seq. Raises what stopped the engine, if that comes first."""
         while self.replica.commit_seq < seq:

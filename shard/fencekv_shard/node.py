@@ -105,7 +105,8 @@ class Node:
             times=LeaseTimes(),
         )
         self._links = Links(transport=transport, session=config.session, kvns=config.kvns, spawn=self._spawn)
-        self._rota = Rota(clock)
+        self._turns = Turns(kube)
+        self._rota = Rota(clock, taking_over=lambda: self._turns.reading)
         self._feeds = Feeds(
             kvns=config.kvns,
             session=config.session,
@@ -144,7 +145,7 @@ class Node:
     def _shared(self, executor: Executor, new_id: Callable[[], str]) -> Surroundings:
         """What each partition is given."""
         return Surroundings(
-            kube=Turns(self._kube),
+            kube=self._turns,
             namespace=self.config.namespace,
             clock=self._clock,
             session=self.session,

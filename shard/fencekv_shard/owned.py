@@ -55,15 +55,27 @@ class Wakeable:
 class Rota:
     """The owned partitions of a shard that are to be looked at, and the connections of those who follow any."""
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+    def __init__(self, clock: Clock, *, taking_over: Callable[[], bool] = lambda: False) -> None:
+        """`taking_over`: whether grants to this shard are being taken."""
+        self._clock, self._taking_over = clock, taking_over
         self._due: dict[Owned, None] = {}  # ordered, unlike a set
         self._voices: dict[Voice, None] = {}
+        self._spare = float(limits.SPARE_CHANGES_MAX)
 
     @property
     def due(self) -> int:
         """How many partitions the next tick looks at."""
         return len(self._due)
+
+    def spare_change(self) -> bool:
+        """Whether a change of a set that no request waits for may be asked for now; if so, it counts as asked for.
+
+        When a pod dies, the API server has more urgent things to do: grants, and changes that requests wait for.
+        """
+        if self._spare < 1:
+            return False
+        self._spare -= 1
+        return True
 
     def rouse(self, owned: Owned) -> None:
         """Has a partition looked at on the next tick."""
@@ -94,6 +106,9 @@ class Rota:
         `slice_seconds` passed; a long pause of this process counts as a short one.
         """
         now = self._clock.now()
+        if not self._taking_over():
+            earned = slice_seconds * limits.SPARE_CHANGES_PER_SECOND
+            self._spare = min(self._spare + earned, limits.SPARE_CHANGES_MAX)
         for voice in self._voices:
             was_silent = voice.silent_seconds > 0
             if voice.heard:
@@ -148,6 +163,7 @@ class Owned:
         self._stopped = False
         self.followers: dict[str, Follower] = {}
         self._changing = False
+        self._put_off = False  # a change of the set that no request waits for
         self._closing = False
         self._quiet = asyncio.Event()  # nothing is being written on the Lease
         self._quiet.set()
@@ -320,6 +336,7 @@ class Owned:
             engine.busy
             or engine.relaxing
             or self.membership.unclear
+            or self._put_off
             or 0.0 < self._alone_seconds < limits.ALONE_SECONDS
             or any(self._changes(member, follower, last) for member, follower in self.followers.items())
         )
@@ -374,6 +391,7 @@ class Owned:
 
     def _consider_set(self) -> None:
         engine = self.engine
+        self._put_off = False
         if self._changing:
             return
         target, members = self._next_set(), self.membership.members
@@ -381,7 +399,10 @@ class Owned:
             target = members  # only a CAS that succeeds makes certain that the lost one cannot land any more
         if target is None or (target == members and engine.relaxes_to({*members} - {engine.member})):
             return
-        shrinks = set(target) < set(members)
+        grows, shrinks = set(target) > set(members), set(target) < set(members)
+        if (grows or not engine.unsettled) and not self._rota.spare_change():
+            self._put_off = True
+            return
         self._begin(lambda: self._change(target, wanted=lambda: not shrinks or self._next_set() == target))
 
     def _begin(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections import deque
 from collections.abc import Coroutine
 from typing import Any, Final, Protocol
@@ -74,17 +75,28 @@ class Link:
         self._heard = True
         self._silent_seconds = 0.0
         self._numbers = 0
+        self._turn_at = -math.inf  # the loop's time until which turns to follow are given away
         self._says = greeting.PROTOCOL
         self._refused = ""  # why nothing can be said on this link, as it was logged last; empty: nothing was
 
     def follow(self, uid: str, following: Following) -> None:
         """Begins to follow a partition whose owner is there."""
         self.unfollow(uid)
-        stream = self._wanted[uid] = _Stream(uid, following, self)
+        stream = self._wanted[uid] = _Stream(uid, following, self, turn_at=self._turn())
         if self._task is None:
             self._task = self._spawn(self._run())
         elif self._channel is not None:
-            stream.subscribe_soon(0.0)
+            stream.subscribe_in_turn()
+
+    def _turn(self) -> float:
+        """When the next partition may follow, by the loop's time.
+
+        A shard that is back with a thousand replicas would else take the time of the owners that took over.
+        """
+        now = asyncio.get_running_loop().time()
+        gap = 1 / limits.FOLLOWS_PER_SECOND
+        self._turn_at = max(self._turn_at, now - limits.FOLLOWS_AT_ONCE_MAX * gap) + gap
+        return self._turn_at
 
     def unfollow(self, uid: str) -> None:
         """Stops following a partition."""
@@ -156,7 +168,7 @@ class Link:
                     self._pings = Pings(channel, self._spawn)
                     backoff = BACKOFF_SECONDS_MIN
                     for stream in list(self._wanted.values()):
-                        stream.subscribe_soon(0.0)
+                        stream.subscribe_in_turn()
                     await self._receive(channel)
                 finally:
                     self._channel = self._pings = None
@@ -195,8 +207,8 @@ class Link:
 class _Stream:
     """One followed partition."""
 
-    def __init__(self, uid: str, following: Following, link: Link) -> None:
-        self._uid, self._following, self._link = uid, following, link
+    def __init__(self, uid: str, following: Following, link: Link, *, turn_at: float = -math.inf) -> None:
+        self._uid, self._following, self._link, self._turn_at = uid, following, link, turn_at
         self._inbox: deque[Message] = deque()
         self._room = asyncio.Event()
         self._working: asyncio.Task[None] | None = None
@@ -206,6 +218,10 @@ class _Stream:
         self._seed: Seed | None = None  # None: none is being received
         self._pages = 0  # of the seed that are durable
         self._number = 0  # of the subscription that counts; messages of an earlier one are dropped
+
+    def subscribe_in_turn(self) -> None:
+        """Subscribes when its turn has come: of a connection that is made anew all have had theirs."""
+        self.subscribe_soon(max(0.0, self._turn_at - asyncio.get_running_loop().time()))
 
     def subscribe_soon(self, seconds: float) -> None:
         """Subscribes (again) after a while. What came before on an earlier subscription is dropped."""

@@ -52,13 +52,23 @@ class Turns:
     ) -> None:
         self._kube, self._reads, self._writes = kube, asyncio.Semaphore(reads), asyncio.Semaphore(writes)
         self._releases = asyncio.Semaphore(limits.LEASE_RELEASES_MAX)
+        self._reading = 0
+
+    @property
+    def reading(self) -> bool:
+        """Whether a read is under way or waits for its turn: a grant that is to be taken."""
+        return self._reading > 0
 
     async def get(
         self, resource: Resource, namespace: str | None, name: str, *, timeout: float = REQUEST_SECONDS
     ) -> Object:
         """Quorum read of one object."""
-        async with self._reads:
-            return await self._kube.get(resource, namespace, name, timeout=timeout)
+        self._reading += 1
+        try:
+            async with self._reads:
+                return await self._kube.get(resource, namespace, name, timeout=timeout)
+        finally:
+            self._reading -= 1
 
     async def replace(
         self,

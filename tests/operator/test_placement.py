@@ -45,6 +45,15 @@ def test_the_standbys_of_one_owner_are_not_all_the_same_pods() -> None:
     assert len(standbys) >= 2
 
 
+@pytest.mark.parametrize("pods", [3, 4])
+def test_the_partitions_of_a_lost_owner_do_not_all_fall_to_one_heir(pods: int) -> None:
+    load = Load()
+    placements = [place(size=3, ground=ground(pods), load=load) for _ in range(24 * pods)]
+    for owner in (f"p-{number}" for number in range(pods)):
+        heirs = Counter(placement[1] for placement in placements if placement[0] == owner)
+        assert max(heirs.values()) <= 2 * heirs.total() / 3, heirs
+
+
 def test_replicas_go_to_different_zones_where_there_are_enough() -> None:
     load, there = Load(), ground(6, zones=3)
     zone = {each.pod: each.zone for each in there.places}

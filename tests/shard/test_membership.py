@@ -42,6 +42,7 @@ class World:
     tasks: list[asyncio.Task[None]]
     deposed: list[int]
     feeds: dict[str, Wakeable] = field(default_factory=dict)
+    taking_over: bool = False
 
     async def lease(self) -> PartitionLease:
         return PartitionLease.parse(await self.kube.get(LEASES, "default", NAME))
@@ -136,7 +137,7 @@ async def world(folder: Path, *standbys: str, **changes: Any) -> World:
         tasks.append(asyncio.ensure_future(work))
         return tasks[-1]
 
-    rota = Rota(one.clock)
+    rota = Rota(one.clock, taking_over=lambda: made.taking_over)
     owned = Owned(engine=one.engine, membership=membership, rota=rota, spawn=spawn)
     await one.opened(*standbys)
     made = World(one, kube, lease_turns, membership, rota, owned, tasks, deposed)
@@ -278,6 +279,73 @@ async def test_who_is_back_before_its_leaving_is_written_stays(tmp_path: Path) -
     assert C in (await w.lease()).in_sync
     assert w.bench.replica.last.seq == before
     assert w.membership.unclear is False
+
+
+async def busy_shard(folder: Path, *standbys: str) -> World:
+    """One that takes over so much that no change of a set is sent for nobody's sake."""
+    w = await world(folder, *standbys)
+    w.taking_over = True
+    while w.rota.spare_change():
+        pass
+    return w
+
+
+async def test_a_change_that_no_request_waits_for_waits_while_a_shard_takes_over(tmp_path: Path) -> None:
+    w = await busy_shard(tmp_path, B, C)
+    w.owned.detach(C, w.feeds[C])
+    w.owned.session_ended(C)
+    await w.ticks(40, B)
+    assert C in (await w.lease()).in_sync
+    w.taking_over = False
+    await w.ticks(2, B)
+    assert C not in (await w.lease()).in_sync
+    w.taking_over = True
+    while w.rota.spare_change():
+        pass
+    w.follow(C)
+    answer = w.request("k")  # which waits for B alone
+    await w.ticks(20, B, C, confirm=False)
+    assert w.bench.engine.unsettled
+    assert C not in (await w.lease()).in_sync
+    assert C not in w.bench.engine.counted
+    w.taking_over = False
+    await w.ticks(2, B, C)
+    assert C in (await w.lease()).in_sync
+    await asyncio.wait_for(answer, 5)
+
+
+async def test_a_change_that_a_request_waits_for_does_not(tmp_path: Path) -> None:
+    w = await busy_shard(tmp_path, B, C)
+    w.owned.detach(C, w.feeds[C])
+    w.owned.session_ended(C)
+    await w.ticks(4, B)
+    answer = w.request("k")
+    await w.ticks(4, B)
+    assert C not in (await w.lease()).in_sync
+    await asyncio.wait_for(answer, 5)
+
+
+async def test_a_change_that_an_epoch_waits_for_before_it_is_open_does_not(tmp_path: Path) -> None:
+    w = await busy_shard(tmp_path, B, C)
+    w.owned.detach(C, w.feeds[C])
+    opening = asyncio.ensure_future(
+        w.bench.engine.open(session=str(OURS), members=(w.bench.engine.member, B, C), set_version=9)
+    )
+    await turns()
+    assert not w.bench.engine.busy
+    w.owned.session_ended(C)
+    await w.ticks(4, B)
+    assert C not in (await w.lease()).in_sync
+    await asyncio.wait_for(opening, 5)
+
+
+async def test_of_many_that_want_to_change_so_many_a_second_do(tmp_path: Path) -> None:
+    rota = (await world(tmp_path, B)).rota
+    at_once = sum(rota.spare_change() for _ in range(10 * limits.SPARE_CHANGES_MAX))
+    assert at_once == limits.SPARE_CHANGES_MAX
+    rota.tick(0.5, valid=True)
+    later = sum(rota.spare_change() for _ in range(10 * limits.SPARE_CHANGES_MAX))
+    assert later == limits.SPARE_CHANGES_PER_SECOND // 2
 
 
 async def test_the_set_never_falls_below_the_minimum_and_the_owner_says_that_it_is_alone(tmp_path: Path) -> None:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from engines import turns
+from simulation.loop import in_virtual_time
 from storage import UID, Holding, ids, open_replica, txn
-from stream_standby import Standby
+from stream_standby import Follower, Standby, Wire
 
+from fencekv.leases import Session
+from fencekv_shard import limits
 from fencekv_shard.base import Standing
+from fencekv_shard.greeting import PROTOCOL
 from fencekv_shard.journal import ZERO_HASH, chain_hash, encode_entry, leaf_hash
 from fencekv_shard.peer import Message
 from fencekv_shard.replica import Replica
+from fencekv_shard.tail import Link
 
 
 @pytest.fixture
@@ -115,3 +123,37 @@ async def test_a_commit_beyond_what_is_here_is_not_believed(standby: Standby) ->
 async def test_a_malformed_message_is_no_reason_to_end_the_process(standby: Standby, message: Message) -> None:
     await standby.hears(*message)
     assert standby.follower.replica.last.seq == -1
+
+
+class Line(Wire):
+    """One that ends when the test says so."""
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@in_virtual_time
+async def test_of_very_many_replicas_of_a_shard_that_is_back_so_many_a_second_follow() -> None:
+    """The owners that they follow have just taken over, and others wait for them."""
+    wire, most = Line(), limits.FOLLOWS_AT_ONCE_MAX + limits.FOLLOWS_PER_SECOND
+    last = SimpleNamespace(seq=-1, epoch=0)
+    replica: Any = SimpleNamespace(last=last, replica_id="r", promised=0, chain=ZERO_HASH, standing=Standing.SOUND)
+    session, hello = Session("sample-1", "uid", "n"), ["hello", PROTOCOL, "sample-0/uid/n", "sample-0", "sample"]
+    link = Link(
+        address="a:1", transport=wire, session=session, kvns="sample", spawn=asyncio.get_running_loop().create_task
+    )
+    wire.inbox.put_nowait(hello)
+
+    async def subscribed(after: float) -> int:
+        await asyncio.sleep(after)
+        return sum(message[0] == "subscribe" for message in wire.sent)
+
+    for number in range(most):
+        link.follow(f"uid-{number}", Follower(replica))
+    assert await subscribed(0.01) == limits.FOLLOWS_AT_ONCE_MAX
+    assert await subscribed(0.5) == most - limits.FOLLOWS_PER_SECOND // 2
+    assert await subscribed(0.5) == most
+    wire.inbox.put_nowait(None)
+    wire.inbox.put_nowait(hello)
+    assert await subscribed(0.1) == 2 * most, "all of them have had their turns"
+    link.close()

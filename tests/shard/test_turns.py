@@ -68,6 +68,26 @@ async def test_a_turn_that_ends_badly_is_given_on() -> None:
     assert await second == {"name": "b"}
 
 
+async def test_it_is_known_whether_any_read_is_under_way_or_waits() -> None:
+    slow = Slow()
+    turns = Turns(slow, reads=1)
+    assert not turns.reading
+    asked = [asyncio.create_task(turns.get(LEASES, "default", name)) for name in "ab"]
+    await settled()
+    assert turns.reading
+    slow.answers["a"].set()
+    await asked[0]
+    assert turns.reading
+    asked[1].cancel()
+    await asyncio.wait(asked)
+    assert not turns.reading
+    written = asyncio.create_task(turns.replace(LEASES, "default", {"name": "c"}))
+    await settled()
+    assert not turns.reading
+    slow.answers["c"].set()
+    await written
+
+
 async def test_reads_do_not_wait_for_writes() -> None:
     """Who opens a partition that nobody serves reads; who changes the set of one that is served writes."""
     slow = Slow()
