@@ -158,8 +158,13 @@ class Engine:
 
     @property
     def unsettled(self) -> bool:
-        """Whether somebody waits for a round or for standbys: a request, or an epoch that is being opened."""
-        return self.busy or self.replica.commit_seq < self.replica.last.seq
+        """Whether a request, an epoch that is being opened or a planned move may wait for a counted standby."""
+        return self.busy or self.replicated_seq < self.replica.last.seq
+
+    @property
+    def lacks_copies(self) -> bool:
+        """Whether writes are refused because too few standbys are in sync, or none has confirmed for too long."""
+        return self._too_few() or (self.spec.durability is Durability.STANDARD and self._unshipped_too_long())
 
     async def wait_committed(self, seq: int) -> None:
         """Waits until commit_seq >= seq. Raises what stopped the engine, if that comes first."""

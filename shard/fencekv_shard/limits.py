@@ -70,6 +70,7 @@ SHIP_BYTES_MAX: Final = 4 << 20
 SHIP_WINDOW_ENTRIES: Final = 4096  # shipped on one stream and not yet confirmed
 FOLLOWS_PER_SECOND: Final = 25  # partitions that begin to follow an owner's pod, of more than
 FOLLOWS_AT_ONCE_MAX: Final = 64
+FOLLOW_WAIT_SECONDS_MAX: Final = 20.0  # for its turn
 TAIL_MESSAGES_MAX: Final = 64  # received on one stream and not yet worked off
 JOIN_LAG_ENTRIES_MAX: Final = 64  # a standby this close to the end may join the set
 TICK_SECONDS: Final = 0.25  # of the node: silent standbys, pings

@@ -16,8 +16,8 @@ class Links:
         self._transport, self._session, self._kvns = transport, session, kvns
         self._links: dict[str, Link] = {}
 
-    def follow(self, uid: str, following: Following, address: str) -> None:
-        """Has a partition follow the owner at `address`, and no other one."""
+    def follow(self, uid: str, following: Following, address: str, *, urgent: bool) -> None:
+        """Has a partition follow the owner at `address`, and no other one. `urgent`: at once, not in its turn."""
         for other in self._links.values():
             if other.address != address:
                 other.unfollow(uid)
@@ -32,7 +32,9 @@ class Links:
             )
             self._links[address] = link
         if not link.follows(uid):
-            link.follow(uid, following)
+            link.follow(uid, following, urgent=urgent)
+        elif urgent:
+            link.hasten(uid)
         self._close_idle()
 
     def unfollow(self, uid: str) -> None:

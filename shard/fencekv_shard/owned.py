@@ -399,11 +399,20 @@ class Owned:
             target = members  # only a CAS that succeeds makes certain that the lost one cannot land any more
         if target is None or (target == members and engine.relaxes_to({*members} - {engine.member})):
             return
-        grows, shrinks = set(target) > set(members), set(target) < set(members)
-        if (grows or not engine.unsettled) and not self._rota.spare_change():
+        shrinks = set(target) < set(members)
+        if self._can_wait({*target} - {*members}) and not self._rota.spare_change():
             self._put_off = True
             return
         self._begin(lambda: self._change(target, wanted=lambda: not shrinks or self._next_set() == target))
+
+    def _can_wait(self, joining: set[str]) -> bool:
+        """Whether nobody waits for a change of the set in which these join."""
+        engine = self.engine
+        if engine.lacks_copies:
+            return False  # requests are refused until somebody joins
+        if joining:
+            return not joining <= engine.counted  # who counts already holds requests up if it falls behind
+        return not engine.unsettled
 
     def _begin(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         async def alone() -> None:

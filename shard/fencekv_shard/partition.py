@@ -31,6 +31,7 @@ from fencekv_shard.holding import Holding
 from fencekv_shard.membership import Membership
 from fencekv_shard.meters import Change, Gate
 from fencekv_shard.owned import Owned
+from fencekv_shard.quorum import is_needed
 from fencekv_shard.replica import Replica
 from fencekv_shard.spec import PartitionSpec
 from fencekv_shard.store import CommitFailed, DiskFull, Unreadable
@@ -249,7 +250,13 @@ class Partition:
         self._depose(NotOwner("another session owns the partition", epoch=seen.epoch))
         own_pod = self._around.session.session.pod
         if seen.session is not None and seen.session.pod != own_pod and not seen.is_released:
-            self._around.links.follow(self.spec.uid, self, seen.owner_peer)
+            urgent = is_needed(
+                self.member,
+                members=seen.in_sync,
+                has_epoch=self.replica.last.epoch >= seen.epoch,
+                min_in_sync=self.spec.min_in_sync,
+            )
+            self._around.links.follow(self.spec.uid, self, seen.owner_peer, urgent=urgent)
 
     async def _begin(self, seen: PartitionLease) -> None:
         """The Lease grants us a new epoch."""
@@ -417,7 +424,7 @@ class Partition:
         """Subscribes once more, if there is an owner to follow."""
         if self.lease is not None and self.fence.role is Role.STANDBY and not self._closed:
             self._around.links.unfollow(self.spec.uid)
-            self._around.links.follow(self.spec.uid, self, self.lease.owner_peer)
+            self._around.links.follow(self.spec.uid, self, self.lease.owner_peer, urgent=True)
 
     def committed(self, seq: int) -> None:
         """The owner says that entries up to `seq` are committed."""

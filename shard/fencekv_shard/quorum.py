@@ -1,4 +1,4 @@
-"""Which change of the in-sync set an owner should ask for next. Pure.
+"""Which change of the in-sync set an owner should ask for next, and for which standbys it waits. Pure.
 
 Invariants (`check_invariants` holds the first two over every change):
   * The owner is always a member.
@@ -60,6 +60,17 @@ def next_set(
     if kept != set(members) or {*counted, own} - {*members}:
         return _checked(own, members, kept, min_in_sync)
     return None
+
+
+def is_needed(member: str, *, members: Collection[str], has_epoch: bool, min_in_sync: int) -> bool:
+    """Whether the owner may wait for this replica to follow: to open its epoch, or to acknowledge.
+
+    `has_epoch`: whether the replica has an entry of the owner's epoch.
+    """
+    standbys = len(members) - 1
+    if member in members:
+        return not has_epoch or standbys <= min_in_sync
+    return standbys < max(1, min_in_sync)
 
 
 def _gone(member: str, standbys: Mapping[str, Standby], replicas: Collection[str], timeout_seconds: float) -> bool:

@@ -79,14 +79,19 @@ class Link:
         self._says = greeting.PROTOCOL
         self._refused = ""  # why nothing can be said on this link, as it was logged last; empty: nothing was
 
-    def follow(self, uid: str, following: Following) -> None:
-        """Begins to follow a partition whose owner is there."""
+    def follow(self, uid: str, following: Following, *, urgent: bool) -> None:
+        """Begins to follow a partition whose owner is there; `urgent`: it does not wait for its turn."""
         self.unfollow(uid)
-        stream = self._wanted[uid] = _Stream(uid, following, self, turn_at=self._turn())
+        turn_at = -math.inf if urgent else self._turn()
+        stream = self._wanted[uid] = _Stream(uid, following, self, turn_at=turn_at)
         if self._task is None:
             self._task = self._spawn(self._run())
         elif self._channel is not None:
             stream.subscribe_in_turn()
+
+    def hasten(self, uid: str) -> None:
+        """Has a partition that is followed, or is to be in its turn, be followed now."""
+        self._wanted[uid].hasten(connected=self._channel is not None)
 
     def _turn(self) -> float:
         """When the next partition may follow, by the loop's time.
@@ -95,7 +100,8 @@ class Link:
         """
         now = asyncio.get_running_loop().time()
         gap = 1 / limits.FOLLOWS_PER_SECOND
-        self._turn_at = max(self._turn_at, now - limits.FOLLOWS_AT_ONCE_MAX * gap) + gap
+        next_at = max(self._turn_at, now - limits.FOLLOWS_AT_ONCE_MAX * gap) + gap
+        self._turn_at = min(next_at, now + limits.FOLLOW_WAIT_SECONDS_MAX)
         return self._turn_at
 
     def unfollow(self, uid: str) -> None:
@@ -222,6 +228,13 @@ class _Stream:
     def subscribe_in_turn(self) -> None:
         """Subscribes when its turn has come: of a connection that is made anew all have had theirs."""
         self.subscribe_soon(max(0.0, self._turn_at - asyncio.get_running_loop().time()))
+
+    def hasten(self, *, connected: bool) -> None:
+        """Waits for its turn no longer."""
+        if self._turn_at > asyncio.get_running_loop().time():
+            self._turn_at = -math.inf
+            if connected:
+                self.subscribe_soon(0.0)
 
     def subscribe_soon(self, seconds: float) -> None:
         """Subscribes (again) after a while. What came before on an earlier subscription is dropped."""

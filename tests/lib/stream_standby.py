@@ -73,7 +73,7 @@ class Standby:
         self.wire, self.follower, self.tasks = Wire(), Follower(replica), list[asyncio.Task[None]]()
         session = Session("sample-1", "uid", "n")
         self.link = Link(address="a:1", transport=self.wire, session=session, kvns="sample", spawn=self._spawn)
-        self.link.follow(UID, self.follower)
+        self.link.follow(UID, self.follower, urgent=True)
         self.wire.inbox.put_nowait(["hello", PROTOCOL, "sample-0/uid/n", "sample-0", "sample"])
 
     @classmethod

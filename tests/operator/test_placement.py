@@ -45,13 +45,12 @@ def test_the_standbys_of_one_owner_are_not_all_the_same_pods() -> None:
     assert len(standbys) >= 2
 
 
-@pytest.mark.parametrize("pods", [3, 4])
-def test_the_partitions_of_a_lost_owner_do_not_all_fall_to_one_heir(pods: int) -> None:
+def test_the_partitions_of_a_lost_owner_do_not_all_fall_to_one_heir() -> None:
     load = Load()
-    placements = [place(size=3, ground=ground(pods), load=load) for _ in range(24 * pods)]
-    for owner in (f"p-{number}" for number in range(pods)):
+    placements = [place(size=3, ground=ground(3), load=load) for _ in range(72)]
+    for owner in ("p-0", "p-1", "p-2"):
         heirs = Counter(placement[1] for placement in placements if placement[0] == owner)
-        assert max(heirs.values()) <= 2 * heirs.total() / 3, heirs
+        assert sorted(heirs.values()) == [12, 12]
 
 
 def test_replicas_go_to_different_zones_where_there_are_enough() -> None:

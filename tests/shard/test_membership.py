@@ -281,9 +281,9 @@ async def test_who_is_back_before_its_leaving_is_written_stays(tmp_path: Path) -
     assert w.membership.unclear is False
 
 
-async def busy_shard(folder: Path, *standbys: str) -> World:
+async def busy_shard(folder: Path, *standbys: str, **changes: Any) -> World:
     """One that takes over so much that no change of a set is sent for nobody's sake."""
-    w = await world(folder, *standbys)
+    w = await world(folder, *standbys, **changes)
     w.taking_over = True
     while w.rota.spare_change():
         pass
@@ -337,6 +337,35 @@ async def test_a_change_that_an_epoch_waits_for_before_it_is_open_does_not(tmp_p
     await w.ticks(4, B)
     assert C not in (await w.lease()).in_sync
     await asyncio.wait_for(opening, 5)
+
+
+async def test_a_join_without_which_writes_are_refused_does_not(tmp_path: Path) -> None:
+    w = await busy_shard(tmp_path, B, min_in_sync=2)
+    with pytest.raises(Unavailable):
+        await w.request("k")
+    w.follow(C)
+    await w.ticks(4, B, C)
+    assert C in (await w.lease()).in_sync
+
+
+async def test_a_join_of_one_that_counts_already_does_not(tmp_path: Path) -> None:
+    w = await busy_shard(tmp_path, B)
+    w.bench.engine.count([C])
+    w.follow(C)
+    await w.ticks(4, B, C)
+    assert C in (await w.lease()).in_sync
+
+
+async def test_a_member_that_lacks_what_was_acknowledged_under_standard_is_no_idle_one(tmp_path: Path) -> None:
+    """Planned moves wait until all who count have everything."""
+    w = await busy_shard(tmp_path, B, C, durability=Durability.STANDARD)
+    w.owned.detach(C, w.feeds[C])
+    w.owned.session_ended(C)
+    await w.ticks(4, B)
+    assert C in (await w.lease()).in_sync
+    await w.request("k")
+    await w.ticks(4, B)
+    assert C not in (await w.lease()).in_sync
 
 
 async def test_of_many_that_want_to_change_so_many_a_second_do(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fencekv_shard.quorum import Standby, next_set
+from fencekv_shard.quorum import Standby, is_needed, next_set
 
 OWN, B, C = "a/1", "b/1", "c/1"
 FINE = Standby(caught_up=True, silent_seconds=0.0)
@@ -100,3 +100,20 @@ def test_a_change_keeps_the_owner_and_the_minimum_and_ends(
             assert len(target) - 1 >= min_in_sync
         current, counted = set(target), set(target) - {OWN}
     pytest.fail("it never settles")
+
+
+@pytest.mark.parametrize(
+    ("members", "has_epoch", "least", "needed"),
+    [
+        ("abc", False, 1, True),  # the owner cannot open without it
+        ("abc", True, 1, False),  # it can be asked out
+        ("ab", True, 1, True),  # it cannot
+        ("abc", True, 2, True),
+        ("ac", True, 1, False),  # another one is in sync
+        ("ac", True, 2, True),  # and is not enough
+        ("a", True, 0, True),  # `replicated` needs one
+        ("ac", False, 1, False),  # the owner opens without it
+    ],
+)
+def test_for_whom_an_owner_waits(members: str, has_epoch: bool, least: int, needed: bool) -> None:
+    assert is_needed("b", members=members, has_epoch=has_epoch, min_in_sync=least) is needed

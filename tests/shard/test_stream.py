@@ -19,6 +19,7 @@ from fencekv_shard import limits
 from fencekv_shard.base import Standing
 from fencekv_shard.greeting import PROTOCOL
 from fencekv_shard.journal import ZERO_HASH, chain_hash, encode_entry, leaf_hash
+from fencekv_shard.links import Links
 from fencekv_shard.peer import Message
 from fencekv_shard.replica import Replica
 from fencekv_shard.tail import Link
@@ -94,7 +95,7 @@ async def test_a_base_that_differs_is_said_with_each_subscription(standby: Stand
     standby.follower.replica.standing = Standing.DIFFERS
     await standby.follower.replica.promise(3)
     before = len(standby.wire.sent)
-    standby.link.follow(UID, standby.follower)
+    standby.link.follow(UID, standby.follower, urgent=True)
     await turns(100)
     [subscribed, refused] = standby.wire.sent[before:]
     assert subscribed[0] == "subscribe"
@@ -132,28 +133,101 @@ class Line(Wire):
         self.closed += 1
 
 
+@pytest.fixture(name="many")
+def many_replicas() -> Any:
+    """What makes a link that is connected, and a replica to follow with, on the loop of the test."""
+
+    def made() -> tuple[Line, Link, Follower]:
+        last = SimpleNamespace(seq=-1, epoch=0)
+        replica: Any = SimpleNamespace(
+            last=last, replica_id="r", promised=0, chain=ZERO_HASH, standing=Standing.SOUND
+        )
+        wire, spawn = Line(), asyncio.get_running_loop().create_task
+        session = Session("sample-1", "uid", "n")
+        link = Link(address="a:1", transport=wire, session=session, kvns="sample", spawn=spawn)
+        wire.inbox.put_nowait(HELLO)
+        return wire, link, Follower(replica)
+
+    return made
+
+
+HELLO = ["hello", PROTOCOL, "sample-0/uid/n", "sample-0", "sample"]
+
+
+async def subscribed(wire: Wire, *, after: float) -> list[str]:
+    """The partitions that it has subscribed to by then, by the number in their UID."""
+    await asyncio.sleep(after)
+    return [str(message[1]) for message in wire.sent if message[0] == "subscribe"]
+
+
 @in_virtual_time
-async def test_of_very_many_replicas_of_a_shard_that_is_back_so_many_a_second_follow() -> None:
+async def test_of_very_many_replicas_of_a_shard_that_is_back_so_many_a_second_follow(many: Any) -> None:
     """The owners that they follow have just taken over, and others wait for them."""
-    wire, most = Line(), limits.FOLLOWS_AT_ONCE_MAX + limits.FOLLOWS_PER_SECOND
-    last = SimpleNamespace(seq=-1, epoch=0)
-    replica: Any = SimpleNamespace(last=last, replica_id="r", promised=0, chain=ZERO_HASH, standing=Standing.SOUND)
-    session, hello = Session("sample-1", "uid", "n"), ["hello", PROTOCOL, "sample-0/uid/n", "sample-0", "sample"]
-    link = Link(
-        address="a:1", transport=wire, session=session, kvns="sample", spawn=asyncio.get_running_loop().create_task
-    )
-    wire.inbox.put_nowait(hello)
-
-    async def subscribed(after: float) -> int:
-        await asyncio.sleep(after)
-        return sum(message[0] == "subscribe" for message in wire.sent)
-
+    wire, link, follower = many()
+    link.follow("first", follower, urgent=False)
+    assert await subscribed(wire, after=1.0) == ["first"]
+    wire.sent.clear()
+    most = limits.FOLLOWS_AT_ONCE_MAX + limits.FOLLOWS_PER_SECOND
     for number in range(most):
-        link.follow(f"uid-{number}", Follower(replica))
-    assert await subscribed(0.5 / limits.FOLLOWS_PER_SECOND) == limits.FOLLOWS_AT_ONCE_MAX
-    assert await subscribed(10 / limits.FOLLOWS_PER_SECOND) == limits.FOLLOWS_AT_ONCE_MAX + 10
-    assert await subscribed(1.0) == most
+        link.follow(f"uid-{number}", follower, urgent=False)
+    gap = 1 / limits.FOLLOWS_PER_SECOND
+    assert len(await subscribed(wire, after=gap / 2)) == limits.FOLLOWS_AT_ONCE_MAX
+    assert len(await subscribed(wire, after=10 * gap)) == limits.FOLLOWS_AT_ONCE_MAX + 10
+    assert len(await subscribed(wire, after=1.0)) == most
+    wire.sent.clear()
     wire.inbox.put_nowait(None)
-    wire.inbox.put_nowait(hello)
-    assert await subscribed(0.1) == 2 * most, "all of them have had their turns"
+    wire.inbox.put_nowait(HELLO)
+    assert len(await subscribed(wire, after=0.1)) == most + 1, "all of them have had their turns"
+    link.close()
+
+
+@in_virtual_time
+async def test_whom_its_owner_waits_for_follows_before_its_turn(many: Any) -> None:
+    wire, link, follower = many()
+    for number in range(limits.FOLLOWS_AT_ONCE_MAX):
+        link.follow(f"uid-{number}", follower, urgent=False)
+    link.follow("later", follower, urgent=False)
+    link.follow("waits", follower, urgent=False)
+    link.follow("urgent", follower, urgent=True)
+    found = await subscribed(wire, after=0.5 / limits.FOLLOWS_PER_SECOND)
+    assert "urgent" in found
+    assert not {"later", "waits"} & set(found)
+    link.hasten("waits")
+    found = await subscribed(wire, after=0.0001)
+    assert "waits" in found
+    assert "later" not in found
+    link.hasten("waits")  # which has subscribed
+    found = await subscribed(wire, after=2.0)
+    assert sorted(found) == sorted({*found, "later"})
+    link.close()
+
+
+@in_virtual_time
+async def test_who_waits_for_its_turn_is_hastened_by_a_later_word_on_its_lease(many: Any) -> None:
+    wire, _, follower = many()
+    links = Links(
+        transport=wire,
+        session=Session("sample-1", "uid", "n"),
+        kvns="sample",
+        spawn=asyncio.get_running_loop().create_task,
+    )
+    for number in range(2 * limits.FOLLOWS_AT_ONCE_MAX):
+        links.follow(f"uid-{number}", follower, "a:1", urgent=False)
+    last = f"uid-{2 * limits.FOLLOWS_AT_ONCE_MAX - 1}"
+    assert last not in await subscribed(wire, after=0.1)
+    links.follow(last, follower, "a:1", urgent=False)
+    assert last not in await subscribed(wire, after=0.1)
+    links.follow(last, follower, "a:1", urgent=True)
+    assert last in await subscribed(wire, after=0.0001)
+    links.close()
+
+
+@in_virtual_time
+async def test_nobody_waits_for_a_turn_for_longer_than_its_limit(many: Any) -> None:
+    wire, link, follower = many()
+    for _ in range(10):  # an owner that changes to and fro uses turns up
+        for number in range(2 * limits.FOLLOWS_AT_ONCE_MAX):
+            link.follow(f"uid-{number}", follower, urgent=False)
+    found = await subscribed(wire, after=limits.FOLLOW_WAIT_SECONDS_MAX + 0.1)
+    assert len(set(found)) == 2 * limits.FOLLOWS_AT_ONCE_MAX
     link.close()

@@ -171,7 +171,7 @@ async def test_a_standby_follows_an_owner_of_version_1(tmp_path: Path) -> None:
         return tasks[-1]
 
     link = Link(address=f"127.0.0.1:{port}", transport=TcpTransport(), session=STANDBY, kvns="sample", spawn=spawn)
-    link.follow(UID, follower)
+    link.follow(UID, follower, urgent=True)
     confirms = [read(frame) for frame in recorded("standby") if read(frame)[0] == "confirm"]
     await until(lambda: len(old.heard) > len(confirms))
     assert old.hellos == [PROTOCOL, 1]
