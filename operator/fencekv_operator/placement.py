@@ -182,6 +182,7 @@ def _next(chosen: Sequence[Place], free: Sequence[Place], placed: Placed, ground
     order = {place.pod: position for position, place in enumerate(ground.places)}
     counts = load.replicas if chosen else load.owners
     start = order[chosen[-1].pod] if chosen else -1
+    owner = chosen[0].pod if chosen else ""
 
     def worth(pod: str) -> tuple[int, int]:
         """What is lost if a replica does not stay: the owner is worth most, then one in sync."""
@@ -192,7 +193,6 @@ def _next(chosen: Sequence[Place], free: Sequence[Place], placed: Placed, ground
 
     def cost(place: Place) -> tuple[object, ...]:
         pod = place.pod
-        pair = (chosen[0].pod, pod) if chosen else ("", pod)
         circle = (order[pod] - start - 1) % len(order)
         return (
             *_liked(place, ground.rules),
@@ -201,8 +201,8 @@ def _next(chosen: Sequence[Place], free: Sequence[Place], placed: Placed, ground
             place.node in nodes,
             counts.get(pod, 0),
             load.replicas.get(pod, 0),
-            load.pairs.get(pair, 0),
-            load.heirs.get(pair, 0) if len(chosen) == 1 else 0,
+            load.pairs.get((owner, pod), 0),
+            load.heirs.get((owner, pod), 0) if len(chosen) == 1 else 0,
             circle,
         )
 

@@ -55,7 +55,7 @@ class Wakeable:
 class Rota:
     """The owned partitions of a shard that are to be looked at, and the connections of those who follow any."""
 
-    def __init__(self, clock: Clock, *, taking_over: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, clock: Clock, *, taking_over: Callable[[], bool]) -> None:
         """`taking_over`: whether grants to this shard are being taken."""
         self._clock, self._taking_over = clock, taking_over
         self._due: dict[Owned, None] = {}  # ordered, unlike a set
@@ -68,9 +68,9 @@ class Rota:
         return len(self._due)
 
     def spare_change(self) -> bool:
-        """Whether a change of a set that no request waits for may be asked for now; if so, it counts as asked for.
+        """Whether a change of a set that nobody waits for may be asked for now; if so, it counts as asked for.
 
-        When a pod dies, the API server has more urgent things to do: grants, and changes that requests wait for.
+        When a pod dies, the API server has more urgent things to do: grants, and changes that somebody waits for.
         """
         if self._spare < 1:
             return False
@@ -163,7 +163,7 @@ class Owned:
         self._stopped = False
         self.followers: dict[str, Follower] = {}
         self._changing = False
-        self._put_off = False  # a change of the set that no request waits for
+        self._put_off = False  # a change of the set that nobody waits for
         self._closing = False
         self._quiet = asyncio.Event()  # nothing is being written on the Lease
         self._quiet.set()

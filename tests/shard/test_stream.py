@@ -22,7 +22,6 @@ from fencekv_shard.journal import ZERO_HASH, chain_hash, encode_entry, leaf_hash
 from fencekv_shard.links import Links
 from fencekv_shard.peer import Message
 from fencekv_shard.replica import Replica
-from fencekv_shard.tail import Link
 
 
 @pytest.fixture
@@ -133,43 +132,36 @@ class Line(Wire):
         self.closed += 1
 
 
-@pytest.fixture(name="many")
-def many_replicas() -> Any:
-    """What makes a link that is connected, and a replica to follow with, on the loop of the test."""
-
-    def made() -> tuple[Line, Link, Follower]:
-        last = SimpleNamespace(seq=-1, epoch=0)
-        replica: Any = SimpleNamespace(
-            last=last, replica_id="r", promised=0, chain=ZERO_HASH, standing=Standing.SOUND
-        )
-        wire, spawn = Line(), asyncio.get_running_loop().create_task
-        session = Session("sample-1", "uid", "n")
-        link = Link(address="a:1", transport=wire, session=session, kvns="sample", spawn=spawn)
-        wire.inbox.put_nowait(HELLO)
-        return wire, link, Follower(replica)
-
-    return made
+def many_replicas() -> tuple[Line, Links, Follower]:
+    """Connections whose owner has said hello, and a replica to follow with, for a test in virtual time."""
+    last = SimpleNamespace(seq=-1, epoch=0)
+    replica: Any = SimpleNamespace(last=last, replica_id="r", promised=0, chain=ZERO_HASH, standing=Standing.SOUND)
+    wire, spawn = Line(), asyncio.get_running_loop().create_task
+    wire.inbox.put_nowait(HELLO)
+    session = Session("sample-1", "uid", "n")
+    return wire, Links(transport=wire, session=session, kvns="sample", spawn=spawn), Follower(replica)
 
 
 HELLO = ["hello", PROTOCOL, "sample-0/uid/n", "sample-0", "sample"]
+OWNER = "a:1"
 
 
 async def subscribed(wire: Wire, *, after: float) -> list[str]:
-    """The partitions that it has subscribed to by then, by the number in their UID."""
+    """The UIDs that it has subscribed to by then, each as often as it did."""
     await asyncio.sleep(after)
     return [str(message[1]) for message in wire.sent if message[0] == "subscribe"]
 
 
 @in_virtual_time
-async def test_of_very_many_replicas_of_a_shard_that_is_back_so_many_a_second_follow(many: Any) -> None:
+async def test_of_very_many_replicas_of_a_shard_that_is_back_so_many_a_second_follow() -> None:
     """The owners that they follow have just taken over, and others wait for them."""
-    wire, link, follower = many()
-    link.follow("first", follower, urgent=False)
+    wire, links, follower = many_replicas()
+    links.follow("first", follower, OWNER, urgent=False)
     assert await subscribed(wire, after=1.0) == ["first"]
     wire.sent.clear()
     most = limits.FOLLOWS_AT_ONCE_MAX + limits.FOLLOWS_PER_SECOND
     for number in range(most):
-        link.follow(f"uid-{number}", follower, urgent=False)
+        links.follow(f"uid-{number}", follower, OWNER, urgent=False)
     gap = 1 / limits.FOLLOWS_PER_SECOND
     assert len(await subscribed(wire, after=gap / 2)) == limits.FOLLOWS_AT_ONCE_MAX
     assert len(await subscribed(wire, after=10 * gap)) == limits.FOLLOWS_AT_ONCE_MAX + 10
@@ -178,56 +170,41 @@ async def test_of_very_many_replicas_of_a_shard_that_is_back_so_many_a_second_fo
     wire.inbox.put_nowait(None)
     wire.inbox.put_nowait(HELLO)
     assert len(await subscribed(wire, after=0.1)) == most + 1, "all of them have had their turns"
-    link.close()
-
-
-@in_virtual_time
-async def test_whom_its_owner_waits_for_follows_before_its_turn(many: Any) -> None:
-    wire, link, follower = many()
-    for number in range(limits.FOLLOWS_AT_ONCE_MAX):
-        link.follow(f"uid-{number}", follower, urgent=False)
-    link.follow("later", follower, urgent=False)
-    link.follow("waits", follower, urgent=False)
-    link.follow("urgent", follower, urgent=True)
-    found = await subscribed(wire, after=0.5 / limits.FOLLOWS_PER_SECOND)
-    assert "urgent" in found
-    assert not {"later", "waits"} & set(found)
-    link.hasten("waits")
-    found = await subscribed(wire, after=0.0001)
-    assert "waits" in found
-    assert "later" not in found
-    link.hasten("waits")  # which has subscribed
-    found = await subscribed(wire, after=2.0)
-    assert sorted(found) == sorted({*found, "later"})
-    link.close()
-
-
-@in_virtual_time
-async def test_who_waits_for_its_turn_is_hastened_by_a_later_word_on_its_lease(many: Any) -> None:
-    wire, _, follower = many()
-    links = Links(
-        transport=wire,
-        session=Session("sample-1", "uid", "n"),
-        kvns="sample",
-        spawn=asyncio.get_running_loop().create_task,
-    )
-    for number in range(2 * limits.FOLLOWS_AT_ONCE_MAX):
-        links.follow(f"uid-{number}", follower, "a:1", urgent=False)
-    last = f"uid-{2 * limits.FOLLOWS_AT_ONCE_MAX - 1}"
-    assert last not in await subscribed(wire, after=0.1)
-    links.follow(last, follower, "a:1", urgent=False)
-    assert last not in await subscribed(wire, after=0.1)
-    links.follow(last, follower, "a:1", urgent=True)
-    assert last in await subscribed(wire, after=0.0001)
     links.close()
 
 
 @in_virtual_time
-async def test_nobody_waits_for_a_turn_for_longer_than_its_limit(many: Any) -> None:
-    wire, link, follower = many()
-    for _ in range(10):  # an owner that changes to and fro uses turns up
+async def test_whom_its_owner_waits_for_follows_before_its_turn() -> None:
+    wire, links, follower = many_replicas()
+    for number in range(limits.FOLLOWS_AT_ONCE_MAX):
+        links.follow(f"uid-{number}", follower, OWNER, urgent=False)
+    links.follow("later", follower, OWNER, urgent=False)
+    links.follow("waits", follower, OWNER, urgent=False)
+    links.follow("urgent", follower, OWNER, urgent=True)
+    found = await subscribed(wire, after=0.5 / limits.FOLLOWS_PER_SECOND)
+    assert "urgent" in found
+    assert not {"later", "waits"} & set(found)
+    links.follow("waits", follower, OWNER, urgent=False)  # a later word on its Lease
+    found = await subscribed(wire, after=0.1 / limits.FOLLOWS_PER_SECOND)
+    assert "waits" not in found
+    links.follow("waits", follower, OWNER, urgent=True)
+    found = await subscribed(wire, after=0.0001)
+    assert "waits" in found
+    assert "later" not in found
+    links.follow("waits", follower, OWNER, urgent=True)
+    found = await subscribed(wire, after=2.0)
+    assert "later" in found
+    assert len(found) == len(set(found)), "who has subscribed does not again"
+    links.close()
+
+
+@in_virtual_time
+async def test_nobody_waits_for_a_turn_for_longer_than_its_limit() -> None:
+    wire, links, follower = many_replicas()
+    for _ in range(10):  # who follows to and fro uses turns up
         for number in range(2 * limits.FOLLOWS_AT_ONCE_MAX):
-            link.follow(f"uid-{number}", follower, urgent=False)
+            links.unfollow(f"uid-{number}")
+            links.follow(f"uid-{number}", follower, OWNER, urgent=False)
     found = await subscribed(wire, after=limits.FOLLOW_WAIT_SECONDS_MAX + 0.1)
     assert len(set(found)) == 2 * limits.FOLLOWS_AT_ONCE_MAX
-    link.close()
+    links.close()
